@@ -1,0 +1,7 @@
+//! The logic of the rohrpost engine: everything that decides, nothing that does I/O.
+//!
+//! The core is a set of deterministic state machines: events in, operations out, time passed in.
+//! A driver (`uring`, `poll` in the Linux crate, `sim` in the simulator) executes the operations.
+//! Nothing in this crate reads a clock, a file, a socket, a thread or a random source.
+
+pub mod types;

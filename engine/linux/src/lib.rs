@@ -1,0 +1,1 @@
+//! rohrpost-engine-linux.
