@@ -1,0 +1,3 @@
+//! The binary `rohrpost-bench`.
+
+fn main() {}
