@@ -4,4 +4,5 @@
 //! A driver (`uring`, `poll` in the Linux crate, `sim` in the simulator) executes the operations.
 //! Nothing in this crate reads a clock, a file, a socket, a thread or a random source.
 
+pub mod format;
 pub mod types;

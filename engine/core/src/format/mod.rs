@@ -1,0 +1,11 @@
+//! The bytes on disk and on the wire: pure functions and types over byte slices, no I/O.
+//!
+//! Everything here except the side file is Apache Kafka's own format, byte for byte; `engine/docs/FORMAT.md`
+//! has the tables. Parsing yields a type that cannot be wrong or a typed error, and never panics on foreign bytes.
+
+pub mod batch;
+pub mod build;
+pub mod crc;
+pub mod record;
+pub mod varint;
+pub mod walk;
