@@ -3,9 +3,13 @@
 //! Everything here except the side file is Apache Kafka's own format, byte for byte; `engine/docs/FORMAT.md`
 //! has the tables. Parsing yields a type that cannot be wrong or a typed error, and never panics on foreign bytes.
 
+mod attributes;
 pub mod batch;
+mod batch_error;
 pub mod build;
 pub mod crc;
+pub mod index;
+pub mod index_build;
 pub mod record;
 pub mod varint;
 pub mod walk;

@@ -2,7 +2,9 @@
 //! share. It works over any window of a segment and says why it stopped, so a caller that streams a file can
 //! fetch more bytes and go on from there.
 
-use super::batch::{BatchError, BatchHeader, HEADER_LEN, validate};
+use super::batch::{
+    BATCH_LEN_MAX_STORABLE, BatchError, BatchHeader, BatchPrefix, HEADER_LEN, PREFIX_LEN, validate,
+};
 use crate::types::{ByteCount, Offset, Position};
 
 /// How much of each batch a walk looks at.
@@ -82,7 +84,7 @@ impl<'a> BatchWalk<'a> {
         }
         let header = match self.check {
             Check::Header => BatchHeader::peek(self.window),
-            Check::Crc => validate(self.window, super::batch::BATCH_LEN_MAX_STORABLE),
+            Check::Crc => validate(self.window, BATCH_LEN_MAX_STORABLE),
         }
         .map_err(|error| match error {
             BatchError::Incomplete { needed, found } => StopReason::Torn { needed, found },
@@ -114,6 +116,34 @@ impl Iterator for BatchWalk<'_> {
                 self.stopped = true;
                 None
             }
+        }
+    }
+}
+
+/// Where a search for an offset got to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seek {
+    /// The first batch whose last offset is the target or later, and where it starts.
+    Found(Position, BatchPrefix),
+    /// All batches seen so far end before the target; the next header starts here, outside the window.
+    ReadOn(Position),
+    /// No valid batch starts here.
+    Stopped(Position, StopReason),
+}
+
+/// Walks batch prefixes from `position` on, where `window` starts, to the first batch whose last offset is at or
+/// beyond `target`. A window of `PREFIX_LEN` bytes is enough for a step.
+pub fn seek(window: &[u8], position: Position, target: Offset) -> Seek {
+    let mut at = 0;
+    loop {
+        let here = position.plus(ByteCount::of_usize(at));
+        let rest = window.get(at..).unwrap_or_default();
+        match BatchPrefix::peek(rest) {
+            Ok(batch) if batch.last_offset() >= target => return Seek::Found(here, batch),
+            Ok(batch) => at += batch.len().as_usize(),
+            Err(BatchError::Incomplete { .. }) => return Seek::ReadOn(here),
+            Err(_) if is_zero(&rest[..PREFIX_LEN]) => return Seek::Stopped(here, StopReason::ZeroTail),
+            Err(error) => return Seek::Stopped(here, StopReason::Bad(error)),
         }
     }
 }
@@ -216,6 +246,27 @@ mod tests {
             walk(&overlapping, Check::Crc).1.reason,
             StopReason::Bad(BatchError::OffsetOrder { expected, found })
         );
+    }
+
+    #[test]
+    fn seek_steps_through_windows_of_any_size() {
+        let bytes = log(&[0, 3, 10]);
+        let len = bytes.len() / 3;
+        let found = |target: i64, from: usize, to: usize| {
+            seek(&bytes[from..to], Position::new(from as u64), Offset::new(target))
+        };
+        let at = |n: usize| Position::new((n * len) as u64);
+        for (target, batch) in [(0, 0), (2, 0), (3, 1), (5, 1), (6, 2), (10, 2), (12, 2)] {
+            let all = bytes.len();
+            assert!(matches!(found(target, 0, all), Seek::Found(p, _) if p == at(batch)), "{target}");
+        }
+        assert_eq!(found(13, 0, bytes.len()), Seek::ReadOn(at(3)));
+        assert_eq!(found(3, 0, PREFIX_LEN), Seek::ReadOn(at(1)));
+        assert_eq!(found(3, 0, len + PREFIX_LEN - 1), Seek::ReadOn(at(1)));
+        assert!(matches!(found(3, len, len + PREFIX_LEN), Seek::Found(p, _) if p == at(1)));
+        assert_eq!(seek(&[0; 30], at(3), Offset::ZERO), Seek::Stopped(at(3), StopReason::ZeroTail));
+        let bad = seek(&[0xff; 30], at(3), Offset::ZERO);
+        assert!(matches!(bad, Seek::Stopped(_, StopReason::Bad(BatchError::Length { .. }))));
     }
 
     #[test]
