@@ -3,6 +3,17 @@
 //! The core is a set of deterministic state machines: events in, operations out, time passed in.
 //! A driver (`uring`, `poll` in the Linux crate, `sim` in the simulator) executes the operations.
 //! Nothing in this crate reads a clock, a file, a socket, a thread or a random source.
+//!
+//! Reading path: [`types`], [`platform`], [`ops`], [`log`], [`fetch`], [`service`].
 
+pub mod disk;
+pub mod error;
+pub mod fetch;
 pub mod format;
+pub mod limits;
+pub mod log;
+pub mod message;
+pub mod ops;
+pub mod platform;
+pub mod service;
 pub mod types;

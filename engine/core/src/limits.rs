@@ -1,0 +1,93 @@
+//! Everything has a limit, and the limit has a name. Memory is a bill: what a shard may use follows
+//! from its limits, item by item.
+
+use crate::platform::{CHUNK_LEN_MAX, DIRECT_IO_ALIGN, SLAB_LEN};
+use crate::types::ByteCount;
+
+/// Largest record batch a partition accepts unless configured otherwise: Kafka's `message.max.bytes`.
+pub const BATCH_LEN_MAX_DEFAULT: ByteCount = ByteCount::new(1_048_588);
+
+/// Most bytes of one partition in flight to the device. Recovery relies on it: beyond a torn write of
+/// this length nothing was ever in flight (invariant I5).
+pub const COMMIT_LEN_MAX: ByteCount = ByteCount::mib(4);
+
+/// Largest `batch_len_max`: a batch and its two unaligned edges must fit one commit.
+pub const BATCH_LEN_MAX_MAX: ByteCount = ByteCount::new(COMMIT_LEN_MAX.get() - 2 * DIRECT_IO_ALIGN);
+
+/// Bytes one connection may send in one turn, before the others get theirs.
+pub const TURN_SEND_BYTES: ByteCount = ByteCount::mib(1);
+
+/// Largest fetch answer. Less than asked for is always a legal answer; Kafka's `fetch.max.bytes`.
+pub const FETCH_LEN_MAX: ByteCount = ByteCount::mib(55);
+
+/// Pieces of log a transfer holds at a time, read ahead or waiting for the socket.
+pub const TRANSFER_WINDOW: usize = 6;
+
+const _: () = assert!(BATCH_LEN_MAX_DEFAULT.get() <= BATCH_LEN_MAX_MAX.get());
+const _: () = assert!(COMMIT_LEN_MAX.get() >= 2 * CHUNK_LEN_MAX.get());
+
+/// The sizes of one shard, fixed at start-up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardLimits {
+    /// The arena may grow to this length, in whole slabs.
+    pub arena_len_max: ByteCount,
+    /// Open connections.
+    pub connections_max: u32,
+    /// Open partitions.
+    pub partitions_max: u32,
+    /// Fetches under way, parked ones included.
+    pub fetches_max: u32,
+    /// Requests of one connection that are answered in order; beyond it, receiving pauses.
+    pub pipeline_max: u32,
+    /// Longest request frame a service accepts.
+    pub request_len_max: ByteCount,
+    /// Appends of one partition that wait for memory or the device.
+    pub appends_waiting_max: u32,
+    /// Acknowledgements of one partition that wait for the device.
+    pub acks_waiting_max: u32,
+    /// Writes in flight, over all partitions.
+    pub commits_in_flight_max: u32,
+    /// Bytes of cold reads in flight.
+    pub cold_read_bytes_max: ByteCount,
+    /// Length of a cold read: a power of two between the chunk limits.
+    pub cold_read_len: ByteCount,
+}
+
+impl Default for ShardLimits {
+    fn default() -> Self {
+        Self {
+            arena_len_max: ByteCount::mib(512),
+            connections_max: 4096,
+            partitions_max: 16_384,
+            fetches_max: 8192,
+            pipeline_max: 64,
+            request_len_max: ByteCount::mib(2),
+            appends_waiting_max: 1024,
+            acks_waiting_max: 8192,
+            commits_in_flight_max: 64,
+            cold_read_bytes_max: ByteCount::mib(16),
+            cold_read_len: ByteCount::kib(256),
+        }
+    }
+}
+
+impl ShardLimits {
+    /// Runs within a memlock limit of 8 MiB without `CAP_IPC_LOCK`: one slab, used unregistered
+    /// where it cannot be registered, few connections.
+    pub fn small() -> Self {
+        Self {
+            arena_len_max: SLAB_LEN,
+            connections_max: 256,
+            partitions_max: 1024,
+            fetches_max: 512,
+            pipeline_max: 16,
+            cold_read_bytes_max: ByteCount::mib(4),
+            ..Self::default()
+        }
+    }
+
+    /// Slabs the arena may grow to; at least one.
+    pub fn slabs_max(&self) -> usize {
+        (self.arena_len_max.get() / SLAB_LEN.get()).max(1) as usize
+    }
+}

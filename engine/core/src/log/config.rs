@@ -1,0 +1,139 @@
+//! The settings of one partition, with Kafka's names beside ours.
+
+use std::fmt;
+
+use crate::disk::Caching;
+use crate::error::PartitionError;
+use crate::limits::{BATCH_LEN_MAX_DEFAULT, BATCH_LEN_MAX_MAX};
+use crate::types::ByteCount;
+
+/// What an acknowledgement means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// The device has confirmed the bytes: they survive a power cut.
+    #[default]
+    Flushed,
+    /// The write has completed: the bytes survive a killed process, not a power cut.
+    Written,
+}
+
+/// How segments are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum WriteMode {
+    /// Past the page cache, from registered memory into preallocated blocks.
+    #[default]
+    Direct,
+    /// Through the page cache, one sync per group of batches.
+    Buffered,
+}
+
+impl WriteMode {
+    /// How the segment's file is opened.
+    pub const fn caching(self) -> Caching {
+        match self {
+            WriteMode::Direct => Caching::Direct,
+            WriteMode::Buffered => Caching::Buffered,
+        }
+    }
+}
+
+impl fmt::Display for Durability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Durability::Flushed => "flushed",
+            Durability::Written => "written",
+        })
+    }
+}
+
+impl fmt::Display for WriteMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            WriteMode::Direct => "direct",
+            WriteMode::Buffered => "buffered",
+        })
+    }
+}
+
+/// The settings of one partition. Defaults are Kafka's, but for durability.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// Kafka's `segment.bytes`; at most `i32::MAX`.
+    pub segment_len_max: ByteCount,
+    /// Kafka's `segment.ms`.
+    pub segment_age_ms_max: u64,
+    /// Kafka's `segment.index.bytes`; a segment is rolled when one of its indexes is full.
+    pub index_len_max: ByteCount,
+    /// Kafka's `index.interval.bytes`.
+    pub index_interval: ByteCount,
+    /// Kafka's `retention.bytes`; `None` keeps everything.
+    pub retention_len: Option<ByteCount>,
+    /// Kafka's `retention.ms`; `None` keeps everything.
+    pub retention_ms: Option<u64>,
+    /// Kafka's `max.message.bytes`.
+    pub batch_len_max: ByteCount,
+    /// What an acknowledgement means.
+    pub durability: Durability,
+    /// How segments are written.
+    pub write_mode: WriteMode,
+    /// Bytes reserved ahead of the writer in the first step; every further step doubles it, up to
+    /// [`LogConfig::PREALLOCATE_LEN_MAX`] or what the segment can still take.
+    pub preallocate_len_min: ByteCount,
+    /// Whether the next extent of a busy partition is written with zeros before it is used, off the
+    /// acknowledgement path: halves the latency of a durable write, costs one more write per byte.
+    pub zero_ahead: bool,
+    /// How long an append may wait for memory, milliseconds, before it fails with `Busy`.
+    pub append_wait_ms_max: u64,
+}
+
+impl LogConfig {
+    /// Largest step of preallocation.
+    pub const PREALLOCATE_LEN_MAX: ByteCount = ByteCount::mib(64);
+
+    /// Checks every setting against its range.
+    ///
+    /// # Errors
+    /// [`PartitionError::InvalidConfig`] names the first setting that is out of range.
+    pub fn validate(&self) -> Result<(), PartitionError> {
+        let invalid = |setting, reason: String| Err(PartitionError::InvalidConfig { setting, reason });
+        if self.batch_len_max > BATCH_LEN_MAX_MAX {
+            return invalid("batch_len_max", format!("is {}, at most {BATCH_LEN_MAX_MAX}", self.batch_len_max));
+        }
+        if self.segment_len_max.get() > i32::MAX as u64 {
+            return invalid("segment_len_max", format!("is {}, at most {}", self.segment_len_max, i32::MAX));
+        }
+        if self.segment_len_max < self.batch_len_max {
+            let limit = self.batch_len_max;
+            return invalid("segment_len_max", format!("is {}, at least batch_len_max ({limit})", self.segment_len_max));
+        }
+        if self.index_interval == ByteCount::ZERO {
+            return invalid("index_interval", "is 0, at least 1".to_owned());
+        }
+        if self.index_len_max.get() < 24 {
+            return invalid("index_len_max", format!("is {}, at least 24", self.index_len_max));
+        }
+        if self.preallocate_len_min == ByteCount::ZERO {
+            return invalid("preallocate_len_min", "is 0, at least 1".to_owned());
+        }
+        Ok(())
+    }
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            segment_len_max: ByteCount::mib(1024),
+            segment_age_ms_max: 7 * 24 * 3600 * 1000,
+            index_len_max: ByteCount::mib(10),
+            index_interval: ByteCount::new(4096),
+            retention_len: None,
+            retention_ms: Some(7 * 24 * 3600 * 1000),
+            batch_len_max: BATCH_LEN_MAX_DEFAULT,
+            durability: Durability::Flushed,
+            write_mode: WriteMode::Direct,
+            preallocate_len_min: ByteCount::mib(1),
+            zero_ahead: true,
+            append_wait_ms_max: 30_000,
+        }
+    }
+}

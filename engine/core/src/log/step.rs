@@ -1,0 +1,221 @@
+//! Work on files that is not on the data path: opening and recovery, new segments, preallocation,
+//! seals, companions, deletions, checkpoints.
+//!
+//! A step is a plain blocking function over [`Disk`], run on a helper thread by every driver alike.
+//! Its logic lives here, so that the simulator runs the very same code. Steps of one partition run in
+//! the order they were given; steps of different partitions may overlap.
+
+use std::sync::Arc;
+
+use crate::disk::{Disk, DiskError};
+use crate::error::PartitionError;
+use crate::format::index_build::IndexBuilder;
+use crate::format::side_file::SideFileWriter;
+use crate::log::LogConfig;
+use crate::log::log_dir::LogDir;
+use crate::message::PartitionName;
+use crate::platform::Platform;
+use crate::types::{ByteCount, LeaderEpoch, Offset, Position, Timestamp};
+
+/// One step.
+pub enum Step<P: Platform> {
+    /// Open a partition, or create it; see [`StepOutput::Opened`].
+    Open {
+        /// Which.
+        name: PartitionName,
+        /// Its settings.
+        config: LogConfig,
+    },
+    /// Make the file of a new active segment; see [`StepOutput::SegmentCreated`].
+    CreateSegment {
+        /// Which partition.
+        name: PartitionName,
+        /// Its settings.
+        config: LogConfig,
+        /// Names the file.
+        base_offset: Offset,
+        /// Blocks to reserve at once.
+        preallocate: ByteCount,
+    },
+    /// Open an existing segment for reading; see [`StepOutput::SegmentOpened`].
+    OpenSegment {
+        /// Which partition.
+        name: PartitionName,
+        /// Its settings.
+        config: LogConfig,
+        /// Which segment.
+        base_offset: Offset,
+    },
+    /// Reserve blocks ahead of the writer; see [`StepOutput::Extended`].
+    Extend {
+        /// Whose.
+        file: P::File,
+        /// From here.
+        from: Position,
+        /// To here.
+        to: Position,
+        /// Whether to write zeros as well.
+        zero: bool,
+    },
+    /// Append what is new to a segment's companions; see [`StepOutput::CompanionsWritten`].
+    WriteCompanions(Companions),
+    /// Close a full segment for good: cut the file to its end, make it and its companions durable, and move
+    /// the partition's recovery point behind it; see [`StepOutput::Sealed`].
+    Seal {
+        /// Its file.
+        file: P::File,
+        /// End of the last batch.
+        end: Position,
+        /// The first offset after it, the new recovery point.
+        next_offset: Offset,
+        /// What its companions still lack.
+        companions: Companions,
+    },
+    /// Make a log start offset durable, then unlink the segments below it; see [`StepOutput::SegmentsDeleted`].
+    DeleteSegments {
+        /// Which partition.
+        name: PartitionName,
+        /// The new log start offset.
+        log_start_offset: Offset,
+        /// Base offsets of the segments to unlink; may be empty.
+        base_offsets: Vec<Offset>,
+    },
+    /// Close a partition cleanly: as `Seal` for the active segment, then record that nothing needs recovery; see
+    /// [`StepOutput::Closed`].
+    Close {
+        /// Which partition.
+        name: PartitionName,
+        /// The active segment's file, end and companions; `None` if it has no file yet.
+        active: Option<(P::File, Position, Companions)>,
+        /// The end of the log.
+        log_end_offset: Offset,
+        /// The log start offset.
+        log_start_offset: Offset,
+    },
+    /// Remove a partition's directory and its checkpoint entries; see [`StepOutput::PartitionDeleted`].
+    DeletePartition {
+        /// Which.
+        name: PartitionName,
+    },
+}
+
+/// Bytes to append to a segment's companions (`.index`, `.timeindex`, `.chain`). Companions are rebuilt from the
+/// segment when they are missing or stale; they are never on the acknowledgement path.
+#[derive(Clone, Debug, Default)]
+pub struct Companions {
+    /// Which partition; `None` only in `Default`.
+    pub name: Option<PartitionName>,
+    /// Which segment.
+    pub base_offset: Offset,
+    /// Where the index bytes go.
+    pub index_position: Position,
+    /// Offset index entries, encoded.
+    pub index: Vec<u8>,
+    /// Where the time index bytes go.
+    pub time_index_position: Position,
+    /// Time index entries, encoded.
+    pub time_index: Vec<u8>,
+    /// Where the side file bytes go.
+    pub chain_position: Position,
+    /// Side file records, encoded; with its header where the position is 0.
+    pub chain: Vec<u8>,
+}
+
+/// What a step brought.
+pub enum StepOutput<P: Platform> {
+    /// From [`Step::Open`].
+    Opened(Result<Box<OpenedLog<P>>, PartitionError>),
+    /// From [`Step::CreateSegment`]: the file, and the end of its reserved blocks.
+    SegmentCreated(Result<(P::File, Position), PartitionError>),
+    /// From [`Step::OpenSegment`].
+    SegmentOpened(Result<P::File, PartitionError>),
+    /// From [`Step::Extend`]: the new end of the reserved blocks.
+    Extended(Result<Position, DiskError>),
+    /// From [`Step::WriteCompanions`].
+    CompanionsWritten(Result<(), DiskError>),
+    /// From [`Step::Seal`].
+    Sealed(Result<(), DiskError>),
+    /// From [`Step::DeleteSegments`].
+    SegmentsDeleted(Result<(), DiskError>),
+    /// From [`Step::Close`].
+    Closed(Result<(), DiskError>),
+    /// From [`Step::DeletePartition`].
+    PartitionDeleted(Result<(), DiskError>),
+}
+
+/// A partition as recovery leaves it.
+pub struct OpenedLog<P: Platform> {
+    /// In order of base offset; never empty, the last one is active.
+    pub segments: Vec<OpenedSegment<P>>,
+    /// First offset that may be read.
+    pub log_start_offset: Offset,
+    /// The epoch of appends from now on; raised after an unclean stop.
+    pub leader_epoch: LeaderEpoch,
+    /// What recovery did, for the log.
+    pub recovery: RecoveryReport,
+}
+
+/// One segment as recovery leaves it.
+pub struct OpenedSegment<P: Platform> {
+    /// Offset of its first batch, and its file's name.
+    pub base_offset: Offset,
+    /// The offset after its last record; its base offset if it is empty.
+    pub next_offset: Offset,
+    /// End of its last batch.
+    pub end: Position,
+    /// Open for the active segment, with [`crate::disk::Lock::InputOutput`] held; `None` for sealed ones, which are
+    /// opened when first read.
+    pub file: Option<P::File>,
+    /// End of the reserved blocks.
+    pub preallocated: Position,
+    /// Offsets to positions, timestamps to offsets.
+    pub index: IndexBuilder,
+    /// Largest record timestamp in it, [`Timestamp::NONE`] if empty.
+    pub max_timestamp: Timestamp,
+    /// Timestamp of its first batch, [`Timestamp::NONE`] if empty: the clock of `segment.ms`.
+    pub first_timestamp: Timestamp,
+    /// Last change of the file, for retention of segments without timestamps.
+    pub modified: Timestamp,
+    /// Continues its side file; `None` for sealed segments.
+    pub chain: Option<SideFileWriter>,
+    /// Bytes that its companions hold already.
+    pub companions_len: CompanionsLen,
+}
+
+/// Lengths of a segment's companions on disk, bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CompanionsLen {
+    /// Of the `.index`.
+    pub index: Position,
+    /// Of the `.timeindex`.
+    pub time_index: Position,
+    /// Of the `.chain`.
+    pub chain: Position,
+}
+
+/// What recovery did to a partition.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecoveryReport {
+    /// Whether the last stop was clean, so that nothing was scanned.
+    pub clean: bool,
+    /// Bytes of segments that were read and checked.
+    pub scanned: ByteCount,
+    /// Batches found valid in them.
+    pub batches: u64,
+    /// Bytes of a torn tail that were cut off, zeros excluded.
+    pub truncated: ByteCount,
+    /// Indexes that were rebuilt.
+    pub indexes_rebuilt: u32,
+    /// Remarks for the operator, one sentence each.
+    pub notes: Vec<String>,
+}
+
+impl<P: Platform> Step<P> {
+    /// Runs the step; blocks.
+    pub fn run(self, log_dir: &Arc<LogDir<P::Disk>>) -> StepOutput<P>
+    where
+        P::Disk: Disk<File = P::File>,
+    {
+        crate::log::recovery::run_step(self, log_dir)
+    }
+}

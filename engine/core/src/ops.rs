@@ -1,0 +1,271 @@
+//! What the core asks of a driver, and what the driver answers.
+//!
+//! An operation is one step: write this extent, read into that chunk, send these ranges. It owns its
+//! memory until the driver has no more use for it. Every operation is answered once by its event;
+//! answers may come in any order. A driver holds no logic about durability or order: it submits disk
+//! operations before the others of the same turn, and otherwise does as it is told.
+
+use arrayvec::ArrayVec;
+
+use crate::disk::Errno;
+use crate::log::step::{Step, StepOutput};
+use crate::message::{Reply, Request, Ticket};
+use crate::platform::Platform;
+use crate::types::{ByteCount, Nanos, Position, Timestamp};
+
+/// Most leases in one write, bounce block excluded: a commit of [`crate::limits::COMMIT_LEN_MAX`]
+/// laid over chunks of 64 KiB, both edges unaligned, and one to spare.
+pub const WRITE_EXTENTS_MAX: usize = 66;
+
+/// Most pieces in one send.
+pub const SEND_PARTS_MAX: usize = 8;
+
+/// Names one outstanding operation to the core. A driver returns it unread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Token(pub u64);
+
+/// A connection's slot and its generation, given out by the driver when it accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnId {
+    /// Index into the driver's table; below [`crate::limits::ShardLimits::connections_max`].
+    pub slot: u32,
+    /// Raised at every reuse of the slot.
+    pub generation: u32,
+}
+
+/// One vectored write at `position`.
+///
+/// The pieces lie end to end. On a direct file, position and every piece are multiples of
+/// [`crate::platform::DIRECT_IO_ALIGN`].
+pub struct Write<P: Platform> {
+    /// Returned in [`Event::Written`].
+    pub token: Token,
+    /// Where to.
+    pub file: P::File,
+    /// Start in the file.
+    pub position: Position,
+    /// Frozen memory, in order.
+    pub extents: ArrayVec<P::Lease, WRITE_EXTENTS_MAX>,
+    /// The padded last block, after the extents.
+    pub bounce: Option<P::Chunk>,
+    /// Total length of extents and bounce.
+    pub len: ByteCount,
+    /// Whether the completion means "confirmed by the device" (`RWF_DSYNC`).
+    pub durable: bool,
+}
+
+/// One direct read of `[position, position + range.len())` into `chunk[range]`.
+pub struct Read<P: Platform> {
+    /// Returned in [`Event::ReadDone`].
+    pub token: Token,
+    /// Where from.
+    pub file: P::File,
+    /// Start in the file.
+    pub position: Position,
+    /// Where to; nothing in `range` is frozen.
+    pub chunk: P::Chunk,
+    /// First byte of the chunk to fill.
+    pub from: usize,
+    /// Bytes to read; a short result means the file ends there.
+    pub len: usize,
+}
+
+/// One piece of a send.
+pub enum SendPart<P: Platform> {
+    /// Header bytes; the buffer returns with the operation.
+    Bytes(Vec<u8>),
+    /// Log bytes in memory.
+    Lease(P::Lease),
+}
+
+impl<P: Platform> AsRef<[u8]> for SendPart<P> {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            SendPart::Bytes(bytes) => bytes,
+            SendPart::Lease(lease) => lease.as_ref(),
+        }
+    }
+}
+
+/// Send these pieces, in order, onto one connection. At most one transfer per connection is
+/// outstanding. The driver sends as much as the socket takes and reports how much.
+pub struct Send<P: Platform> {
+    /// Onto which connection.
+    pub conn: ConnId,
+    /// What; never empty. The first `skip` bytes of the first piece are already sent.
+    pub parts: ArrayVec<SendPart<P>, SEND_PARTS_MAX>,
+    /// Bytes of the first piece to leave out.
+    pub skip: usize,
+    /// Whether more of the same response follows at once (`MSG_MORE`).
+    pub more: bool,
+}
+
+/// Send `len` bytes of a file from the page cache, as much as the socket takes.
+pub struct SendFile<P: Platform> {
+    /// Onto which connection.
+    pub conn: ConnId,
+    /// Which file; the driver uses its buffered descriptor.
+    pub file: P::File,
+    /// Start in the file.
+    pub position: Position,
+    /// Bytes to send.
+    pub len: usize,
+}
+
+/// Operations on the device's data path.
+pub enum DiskOp<P: Platform> {
+    /// See [`Write`].
+    Write(Write<P>),
+    /// Make everything written to the file durable.
+    Sync {
+        /// Returned in [`Event::Synced`].
+        token: Token,
+        /// Which file.
+        file: P::File,
+    },
+    /// See [`Read`].
+    Read(Read<P>),
+}
+
+/// Operations on sockets.
+pub enum NetOp<P: Platform> {
+    /// Deliver what arrives on the connection as [`Event::Received`], until paused or closed.
+    Receive(ConnId),
+    /// Deliver nothing more for now. One more [`Event::Received`] may already be under way.
+    Pause(ConnId),
+    /// See [`Send`].
+    Send(Send<P>),
+    /// See [`SendFile`].
+    SendFile(SendFile<P>),
+    /// Close at once; outstanding operations end with an error first, [`Event::Closed`] comes last.
+    Close(ConnId),
+}
+
+/// Everything a shard asks for in one turn. Capacities are fixed at start-up.
+pub struct Ops<P: Platform> {
+    /// Submitted first, by themselves.
+    pub disk: Vec<DiskOp<P>>,
+    /// Submitted second.
+    pub net: Vec<NetOp<P>>,
+    /// Run on a helper thread, each by [`Step::run`], in the order given per partition.
+    pub steps: Vec<(Token, Box<Step<P>>)>,
+    /// Handed to whoever sent the request.
+    pub replies: Vec<(Ticket, Reply<P>)>,
+    /// Whether another slab is wanted; answered by [`Event::Grown`] or [`Event::GrowFailed`].
+    pub grow: bool,
+}
+
+impl<P: Platform> Ops<P> {
+    /// Queues with room for `capacity` operations of each kind.
+    pub fn with_capacity(capacity: usize) -> Self {
+        Self {
+            disk: Vec::with_capacity(capacity),
+            net: Vec::with_capacity(capacity),
+            steps: Vec::with_capacity(capacity),
+            replies: Vec::with_capacity(capacity),
+            grow: false,
+        }
+    }
+
+    /// Whether nothing is asked for.
+    pub fn is_empty(&self) -> bool {
+        self.disk.is_empty()
+            && self.net.is_empty()
+            && self.steps.is_empty()
+            && self.replies.is_empty()
+            && !self.grow
+    }
+}
+
+/// What happened since the last turn.
+pub enum Event<P: Platform> {
+    /// A [`Write`] ended. Less than the requested length is not an error by itself; the core decides.
+    Written {
+        /// From the operation.
+        token: Token,
+        /// Bytes written.
+        result: Result<ByteCount, Errno>,
+    },
+    /// A [`DiskOp::Sync`] ended.
+    Synced {
+        /// From the operation.
+        token: Token,
+        /// Whether the data is on the device.
+        result: Result<(), Errno>,
+    },
+    /// A [`Read`] ended; its memory comes back.
+    ReadDone {
+        /// From the operation.
+        token: Token,
+        /// From the operation.
+        chunk: P::Chunk,
+        /// Bytes read.
+        result: Result<usize, Errno>,
+    },
+    /// A step ended.
+    StepDone {
+        /// From the operation.
+        token: Token,
+        /// What it brought.
+        output: Box<StepOutput<P>>,
+    },
+    /// A slab of memory arrived. The driver has already registered it where it can.
+    Grown(P::Slab),
+    /// No further slab is to be had.
+    GrowFailed(Errno),
+    /// Somebody connected.
+    Accepted(ConnId),
+    /// Bytes arrived. Empty: the peer sends no more.
+    Received {
+        /// Where.
+        conn: ConnId,
+        /// What, or why receiving ended.
+        bytes: Result<P::RecvBuf, Errno>,
+    },
+    /// A [`Send`] or [`SendFile`] ended.
+    Sent {
+        /// From the operation.
+        conn: ConnId,
+        /// Bytes taken by the socket.
+        result: Result<usize, Errno>,
+        /// The operation's memory; `None` for files, and while the kernel still reads it.
+        released: Option<Send<P>>,
+    },
+    /// Memory of an earlier send that the kernel kept beyond its completion.
+    Released(Send<P>),
+    /// The connection is gone and its slot may be reused.
+    Closed(ConnId),
+    /// A request from a handle.
+    Request(Ticket, Request),
+}
+
+/// A turn's time, read once.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// For durations.
+    pub mono: Nanos,
+    /// For record timestamps and retention.
+    pub wall: Timestamp,
+}
+
+/// Executes operations. One per shard, on the shard's thread.
+pub trait Driver {
+    /// The types it works with.
+    type Platform: Platform;
+
+    /// Why a turn could not be made; the shard cannot go on.
+    type Error: std::error::Error + std::marker::Send + Sync + 'static;
+
+    /// The time.
+    fn now(&self) -> Now;
+
+    /// Executes and empties `ops`, then collects what has happened. Waits for something to happen
+    /// until `deadline` (forever for `None`), but only when no operation of this turn has completed
+    /// on the spot.
+    fn turn(
+        &mut self,
+        ops: &mut Ops<Self::Platform>,
+        events: &mut Vec<Event<Self::Platform>>,
+        deadline: Option<Nanos>,
+    ) -> Result<(), Self::Error>;
+}

@@ -1,0 +1,135 @@
+//! The seam to the machine: what a driver provides and what the core may do with it.
+//!
+//! A [`Platform`] names one driver's memory, file and disk types, so that the core is compiled once per
+//! driver and nothing is dispatched dynamically on the data path. Memory moves: a chunk handed to an
+//! operation is gone until its completion returns it; leases are counted, so memory that an operation
+//! still names cannot be reused.
+
+use std::fmt::Debug;
+use std::ops::Range;
+
+use crate::disk::Disk;
+use crate::fetch::Mode;
+use crate::types::ByteCount;
+
+/// Unit in which segments are written and read directly. Every direct transfer starts and ends on a
+/// multiple of it, in the file and in memory. 4096 covers devices with 512 and with 4096-byte sectors.
+pub const DIRECT_IO_ALIGN: u64 = 4096;
+
+/// Smallest chunk of the arena, and the granule of the read cache.
+pub const CHUNK_LEN_MIN: ByteCount = ByteCount::kib(64);
+
+/// Largest chunk of the arena.
+pub const CHUNK_LEN_MAX: ByteCount = ByteCount::mib(1);
+
+/// The arena grows by slabs of this length, the length of 32 transparent huge pages.
+pub const SLAB_LEN: ByteCount = ByteCount::mib(64);
+
+const _: () = assert!(CHUNK_LEN_MIN.get() % DIRECT_IO_ALIGN == 0);
+const _: () = assert!(CHUNK_LEN_MAX.get() % CHUNK_LEN_MIN.get() == 0);
+const _: () = assert!(SLAB_LEN.get() % CHUNK_LEN_MAX.get() == 0);
+
+/// One driver's types and abilities.
+pub trait Platform: Sized + 'static {
+    /// Blocking file operations, for steps that run on a helper thread.
+    type Disk: Disk<File = Self::File>;
+    /// An open segment file. Clones share one descriptor, which closes with the last clone.
+    type File: Clone + Send + Sync + Debug + 'static;
+    /// The shard's memory.
+    type Arena: Arena<Chunk = Self::Chunk, Lease = Self::Lease, Slab = Self::Slab>;
+    /// Fresh memory on its way into an arena.
+    type Slab: Send + 'static;
+    /// Memory with one writer.
+    type Chunk: Chunk<Lease = Self::Lease>;
+    /// Memory with any number of readers.
+    type Lease: Lease;
+    /// Bytes received on a connection; the buffer returns to the driver when dropped.
+    type RecvBuf: AsRef<[u8]>;
+
+    /// The transfer modes this driver can execute.
+    const MODES: &'static [Mode];
+}
+
+/// A shard's memory: slabs cut into chunks of a power of two from [`CHUNK_LEN_MIN`] to
+/// [`CHUNK_LEN_MAX`]. A chunk returns by itself when its last owner drops it, on whichever thread.
+pub trait Arena {
+    /// See [`Platform::Chunk`].
+    type Chunk: Chunk<Lease = Self::Lease>;
+    /// See [`Platform::Lease`].
+    type Lease: Lease;
+    /// See [`Platform::Slab`].
+    type Slab;
+
+    /// A chunk of `len` bytes (a power of two within the chunk limits), aligned to
+    /// [`DIRECT_IO_ALIGN`], with nothing frozen. Its content is unspecified. `None` when no free
+    /// run of that length exists.
+    fn take(&mut self, len: ByteCount) -> Option<Self::Chunk>;
+
+    /// One block of [`DIRECT_IO_ALIGN`] bytes from the same slab as `beside`, for the last,
+    /// partly filled block of a commit. `None` when all of that slab's bounce blocks are in flight.
+    fn take_bounce(&mut self, beside: &Self::Lease) -> Option<Self::Chunk>;
+
+    /// Adds a slab that a [`crate::ops::Op::Grow`] brought.
+    fn adopt(&mut self, slab: Self::Slab);
+
+    /// Bytes of all adopted slabs that chunks can be taken from.
+    fn capacity(&self) -> ByteCount;
+
+    /// Bytes not taken at this moment.
+    fn free_len(&self) -> ByteCount;
+}
+
+/// Memory with one writer: `[0, frozen)` is immutable and may be leased, the rest may be written.
+pub trait Chunk: Send + 'static {
+    /// See [`Platform::Lease`].
+    type Lease: Lease;
+
+    /// Length in bytes.
+    fn len(&self) -> usize;
+
+    /// Whether the length is zero; a chunk's never is.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// End of the immutable prefix.
+    fn frozen(&self) -> usize;
+
+    /// The writable rest, `[frozen, len)`.
+    fn unfrozen_mut(&mut self) -> &mut [u8];
+
+    /// Makes `[0, end)` immutable for as long as the chunk or a lease on it lives.
+    ///
+    /// # Panics
+    /// If `end` lies before the frozen end or beyond the chunk.
+    fn freeze(&mut self, end: usize);
+
+    /// A counted reader of a frozen range.
+    ///
+    /// # Panics
+    /// If the range reaches beyond the frozen end.
+    fn lease(&self, range: Range<usize>) -> Self::Lease;
+}
+
+/// A counted, read-only view of frozen memory. Cloning does not allocate.
+pub trait Lease: Clone + Send + Sync + AsRef<[u8]> + 'static {
+    /// A view of a part of this one.
+    ///
+    /// # Panics
+    /// If the range reaches beyond this view.
+    fn slice(&self, range: Range<usize>) -> Self;
+
+    /// Length in bytes.
+    fn len(&self) -> usize {
+        self.as_ref().len()
+    }
+
+    /// Whether the view is empty.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether both views lie in memory of one registration, so that one vectored fixed-buffer
+    /// request may name both.
+    fn same_slab(&self, other: &Self) -> bool;
+}
