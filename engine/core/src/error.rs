@@ -19,7 +19,9 @@ pub enum AppendError {
         reason: crate::format::batch::BatchError,
     },
     /// A batch is larger than the partition accepts. Nothing was appended.
-    #[error("record batch of {len} bytes exceeds the limit of {limit}; raise batch_len_max or send smaller batches")]
+    #[error(
+        "record batch of {len} bytes exceeds the limit of {limit}; raise batch_len_max or send smaller batches"
+    )]
     BatchTooLarge {
         /// Its length.
         len: ByteCount,
@@ -59,7 +61,9 @@ pub enum FetchError {
         log_end_offset: Offset,
     },
     /// The bytes at this place are not what was written.
-    #[error("corrupt data in segment {base_offset} at position {position}; run `rohrpost-bench inspect` on it")]
+    #[error(
+        "corrupt data in segment {base_offset} at position {position}; run `rohrpost-bench inspect` on it"
+    )]
     Corrupt {
         /// Which segment.
         base_offset: Offset,

@@ -68,7 +68,12 @@ pub trait Service: Sized + Send + 'static {
 
     /// A fetch is planned, or has failed: write the header. With `Ok`, exactly `outcome.len` log bytes
     /// follow it.
-    fn handle_fetched(&mut self, tag: u64, outcome: &Result<FetchOutcome, FetchError>, response: &mut Vec<u8>);
+    fn handle_fetched(
+        &mut self,
+        tag: u64,
+        outcome: &Result<FetchOutcome, FetchError>,
+        response: &mut Vec<u8>,
+    );
 
     /// An append of this service is durable at the partition's level, or has failed: write the answer.
     /// For appends of [`Access::append`], `response` is discarded.

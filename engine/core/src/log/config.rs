@@ -97,14 +97,20 @@ impl LogConfig {
     pub fn validate(&self) -> Result<(), PartitionError> {
         let invalid = |setting, reason: String| Err(PartitionError::InvalidConfig { setting, reason });
         if self.batch_len_max > BATCH_LEN_MAX_MAX {
-            return invalid("batch_len_max", format!("is {}, at most {BATCH_LEN_MAX_MAX}", self.batch_len_max));
+            return invalid(
+                "batch_len_max",
+                format!("is {}, at most {BATCH_LEN_MAX_MAX}", self.batch_len_max),
+            );
         }
         if self.segment_len_max.get() > i32::MAX as u64 {
             return invalid("segment_len_max", format!("is {}, at most {}", self.segment_len_max, i32::MAX));
         }
         if self.segment_len_max < self.batch_len_max {
             let limit = self.batch_len_max;
-            return invalid("segment_len_max", format!("is {}, at least batch_len_max ({limit})", self.segment_len_max));
+            return invalid(
+                "segment_len_max",
+                format!("is {}, at least batch_len_max ({limit})", self.segment_len_max),
+            );
         }
         if self.index_interval == ByteCount::ZERO {
             return invalid("index_interval", "is 0, at least 1".to_owned());

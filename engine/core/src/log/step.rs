@@ -5,14 +5,10 @@
 //! Its logic lives here, so that the simulator runs the very same code. Steps of one partition run in
 //! the order they were given; steps of different partitions may overlap.
 
-use std::sync::Arc;
-
-use crate::disk::{Disk, DiskError};
+use crate::disk::DiskError;
 use crate::error::PartitionError;
 use crate::format::index_build::IndexBuilder;
-use crate::format::side_file::SideFileWriter;
 use crate::log::LogConfig;
-use crate::log::log_dir::LogDir;
 use crate::message::PartitionName;
 use crate::platform::Platform;
 use crate::types::{ByteCount, LeaderEpoch, Offset, Position, Timestamp};
@@ -176,8 +172,6 @@ pub struct OpenedSegment<P: Platform> {
     pub first_timestamp: Timestamp,
     /// Last change of the file, for retention of segments without timestamps.
     pub modified: Timestamp,
-    /// Continues its side file; `None` for sealed segments.
-    pub chain: Option<SideFileWriter>,
     /// Bytes that its companions hold already.
     pub companions_len: CompanionsLen,
 }
@@ -208,14 +202,4 @@ pub struct RecoveryReport {
     pub indexes_rebuilt: u32,
     /// Remarks for the operator, one sentence each.
     pub notes: Vec<String>,
-}
-
-impl<P: Platform> Step<P> {
-    /// Runs the step; blocks.
-    pub fn run(self, log_dir: &Arc<LogDir<P::Disk>>) -> StepOutput<P>
-    where
-        P::Disk: Disk<File = P::File>,
-    {
-        crate::log::recovery::run_step(self, log_dir)
-    }
 }
