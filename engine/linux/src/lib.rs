@@ -1,1 +1,3 @@
 //! rohrpost-engine-linux.
+
+pub mod residency;
