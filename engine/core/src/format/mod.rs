@@ -14,5 +14,7 @@ pub mod index_build;
 pub mod meta_properties;
 pub mod names;
 pub mod record;
+pub mod side_file;
+mod side_load;
 pub mod varint;
 pub mod walk;
