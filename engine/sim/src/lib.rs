@@ -1,1 +1,16 @@
-//! rohrpost-engine-sim.
+//! Seeded simulation of disk, memory, clock and faults under the engine's core.
+//!
+//! One seed decides everything: the workload, when each operation completes and how, when the power goes and what it
+//! leaves. The same seed always gives the same run, so a failing seed is a bug report.
+//!
+//! Reading path: [`storage`] (what a disk is), [`memory`], [`disk`], [`driver`], then [`world`].
+
+pub mod disk;
+pub mod driver;
+pub mod fault;
+pub mod memory;
+pub mod net;
+pub mod platform;
+pub mod prng;
+pub mod storage;
+pub mod trace;

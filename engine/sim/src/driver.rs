@@ -1,0 +1,364 @@
+//! Core's `Driver` over the simulated disk: every operation completes after a drawn delay, in whatever order the
+//! delays give, and time passes only when nothing is due.
+//!
+//! Owns the virtual clocks and every operation under way with its memory. Holds no logic about durability or order,
+//! but checks what the seam asks of the core: aligned direct transfers out of one slab, whole lengths, frozen memory.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use rohrpost_engine_core::disk::Errno;
+use rohrpost_engine_core::log::step::{Step, StepOutput};
+use rohrpost_engine_core::message::{Reply, Request, Ticket};
+use rohrpost_engine_core::ops::{DiskOp, Driver, Event, Now, Ops, Read, Token, Write};
+use rohrpost_engine_core::platform::{Chunk, DIRECT_IO_ALIGN, Lease};
+use rohrpost_engine_core::types::{ByteCount, Nanos, Timestamp};
+
+use crate::disk::SimDisk;
+use crate::fault::Delays;
+use crate::memory::{SimSlab, SlabWatch};
+use crate::net::Net;
+use crate::platform::SimPlatform;
+use crate::prng::Prng;
+use crate::storage::Pending;
+
+/// Executes steps: the world hands in core's own code over the simulated disk.
+pub type StepRunner = Box<dyn FnMut(Step<SimPlatform>) -> StepOutput<SimPlatform>>;
+
+/// How long a turn itself takes at the most, nanoseconds: what completes within it arrives together.
+const TURN_NS_MAX: u64 = 200_000;
+
+/// Something that will happen.
+enum Job {
+    Write(Write<SimPlatform>, Pending),
+    Sync(Token, Pending),
+    Read(Read<SimPlatform>),
+    StepStart(String),
+    StepDone(Token, Box<StepOutput<SimPlatform>>),
+    Grow,
+    Request(Ticket, Request),
+}
+
+/// The power is gone, or the process: no turn can be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this life has ended")]
+pub struct Ended;
+
+/// What the shard's memory may grow to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Granules of one slab, each as long as the smallest chunk.
+    pub slab_granules: usize,
+    /// Bounce blocks of one slab.
+    pub slab_bounces: usize,
+    /// Slabs there are to be had.
+    pub slabs_max: usize,
+}
+
+/// The simulated driver of one shard.
+pub struct SimDriver {
+    disk: SimDisk,
+    run_step: StepRunner,
+    prng: Prng,
+    /// How long operations take from now on.
+    pub delays: Delays,
+    memory: Memory,
+    slabs: Vec<SlabWatch>,
+    now: u64,
+    wall_at_zero: i64,
+    seq: u64,
+    jobs: BTreeMap<(u64, u64), Job>,
+    steps: BTreeMap<String, VecDeque<(Token, Step<SimPlatform>)>>,
+    replies: Vec<(Ticket, Reply<SimPlatform>)>,
+    /// The connections.
+    pub net: Net,
+}
+
+impl SimDriver {
+    /// A driver that starts at this time.
+    pub fn new(
+        disk: SimDisk,
+        run_step: StepRunner,
+        prng: Prng,
+        delays: Delays,
+        memory: Memory,
+        now: Now,
+    ) -> Self {
+        let wall_at_zero = now.wall.get() - (now.mono.get() / 1_000_000) as i64;
+        let mut prng = prng;
+        let net = Net::new(prng.fork());
+        Self {
+            disk,
+            run_step,
+            prng,
+            delays,
+            memory,
+            slabs: Vec::new(),
+            now: now.mono.get(),
+            wall_at_zero,
+            seq: 0,
+            jobs: BTreeMap::new(),
+            steps: BTreeMap::new(),
+            replies: Vec::new(),
+            net,
+        }
+    }
+
+    /// Delivers a request in `delay` nanoseconds.
+    pub fn request_in(&mut self, delay: u64, ticket: Ticket, request: Request) {
+        self.push(delay, Job::Request(ticket, request));
+    }
+
+    /// Answers since the last call, in the order the shard gave them.
+    pub fn take_replies(&mut self) -> Vec<(Ticket, Reply<SimPlatform>)> {
+        std::mem::take(&mut self.replies)
+    }
+
+    /// Whether nothing is under way: without a deadline of the shard, nothing will ever happen again.
+    pub fn is_idle(&self) -> bool {
+        self.jobs.is_empty() && self.net.is_idle()
+    }
+
+    /// Granules and bounce blocks that somebody still owns.
+    pub fn memory_taken(&self) -> usize {
+        self.slabs.iter().map(SlabWatch::taken).sum()
+    }
+
+    /// Moves the wall clock against the monotonic one, milliseconds.
+    pub const fn shift_wall(&mut self, millis: i64) {
+        self.wall_at_zero += millis;
+    }
+
+    /// Lets time pass.
+    pub const fn advance(&mut self, nanos: u64) {
+        self.now += nanos;
+    }
+
+    /// Drops everything under way, as the end of a life does.
+    pub fn abandon(&mut self) {
+        self.jobs.clear();
+        self.steps.clear();
+        self.replies.clear();
+        self.net.abandon();
+    }
+
+    fn push(&mut self, delay: u64, job: Job) {
+        self.seq += 1;
+        self.jobs.insert((self.now + delay, self.seq), job);
+    }
+
+    fn push_drawn(&mut self, job: Job) {
+        let delay = self.delays.draw(&mut self.prng);
+        self.push(delay, job);
+    }
+
+    fn note(&self, what: &str, numbers: &[u64]) {
+        self.disk.storage().trace.note(what, numbers);
+    }
+
+    fn submit(&mut self, ops: &mut Ops<SimPlatform>) {
+        for op in ops.disk.drain(..) {
+            match op {
+                DiskOp::Write(write) => self.submit_write(write),
+                DiskOp::Sync { token, file } => {
+                    self.note("sync", &[token.0, file.description().inode.0]);
+                    let pending = self.disk.storage().begin_sync(file.description());
+                    self.push_drawn(Job::Sync(token, pending));
+                }
+                DiskOp::Read(read) => {
+                    let numbers =
+                        [read.token.0, read.file.description().inode.0, read.position.get(), read.len as u64];
+                    self.note("read", &numbers);
+                    self.push_drawn(Job::Read(read));
+                }
+            }
+        }
+        self.net.submit(&mut ops.net, &self.disk, self.now, &self.delays);
+        for (token, step) in ops.steps.drain(..) {
+            let key = partition_of(&step);
+            self.note("step", &[token.0]);
+            let queue = self.steps.entry(key.clone()).or_default();
+            queue.push_back((token, *step));
+            if queue.len() == 1 {
+                self.push_drawn(Job::StepStart(key));
+            }
+        }
+        if std::mem::take(&mut ops.grow) {
+            self.push_drawn(Job::Grow);
+        }
+        self.replies.append(&mut ops.replies);
+    }
+
+    fn submit_write(&mut self, write: Write<SimPlatform>) {
+        let file = write.file.description();
+        let mut bytes = Vec::with_capacity(write.len.as_usize());
+        for extent in &write.extents {
+            if file.direct {
+                assert!(extent.is_aligned(), "a direct write from memory that is not aligned");
+                assert!(
+                    (extent.len() as u64).is_multiple_of(DIRECT_IO_ALIGN),
+                    "an extent of {}",
+                    extent.len()
+                );
+            }
+            assert!(extent.same_slab(&write.extents[0]), "a write out of two slabs");
+            bytes.extend_from_slice(extent.as_ref());
+        }
+        if let Some(bounce) = &write.bounce {
+            if let Some(first) = write.extents.first() {
+                assert!(first.slab_id() == bounce.slab_id(), "a bounce block beside another slab");
+            }
+            bytes.extend_from_slice(bounce.bytes());
+        }
+        assert!(bytes.len() as u64 == write.len.get(), "a write of {} in {} bytes", write.len, bytes.len());
+        let numbers =
+            [write.token.0, file.inode.0, write.position.get(), write.len.get(), u64::from(write.durable)];
+        self.note("write", &numbers);
+        let pending = self.disk.storage().begin_write(file, write.position.get(), bytes, write.durable);
+        self.push_drawn(Job::Write(write, pending));
+    }
+
+    /// Waits for something to happen, at most until `deadline`.
+    fn wait(&mut self, deadline: Option<Nanos>) {
+        let first = self.jobs.keys().next().map(|(due, _)| *due);
+        let wake = [first, self.net.next_due(), deadline.map(Nanos::get)].into_iter().flatten().min();
+        self.now = self.now.max(wake.unwrap_or(self.now)) + self.prng.magnitude(1, TURN_NS_MAX);
+    }
+
+    fn finish(&mut self, job: Job, events: &mut Vec<Event<SimPlatform>>) {
+        match job {
+            Job::Write(write, pending) => {
+                let result = self.disk.storage().end_write(pending).map(ByteCount::of_usize);
+                self.note("written", &[write.token.0, result_number(&result.map(ByteCount::get))]);
+                events.push(Event::Written { token: write.token, result });
+            }
+            Job::Sync(token, pending) => {
+                let result = self.disk.storage().end_sync(pending);
+                self.note("synced", &[token.0, result_number(&result.map(|()| 0))]);
+                events.push(Event::Synced { token, result });
+            }
+            Job::Read(read) => events.push(self.finish_read(read)),
+            Job::StepStart(key) => self.run_next_step(key),
+            Job::StepDone(token, output) => {
+                self.note("step-done", &[token.0]);
+                events.push(Event::StepDone { token, output });
+            }
+            Job::Grow => events.push(self.grow()),
+            Job::Request(ticket, request) => {
+                self.note("request", &[ticket.0]);
+                events.push(Event::Request(ticket, request));
+            }
+        }
+    }
+
+    fn finish_read(&mut self, mut read: Read<SimPlatform>) -> Event<SimPlatform> {
+        let file = read.file.description();
+        if file.direct {
+            assert!(
+                (read.from as u64).is_multiple_of(DIRECT_IO_ALIGN),
+                "a direct read to byte {}",
+                read.from
+            );
+        }
+        assert!(read.from + read.len <= read.chunk.len(), "a read of {} beyond its chunk", read.len);
+        let buf = read.chunk.fill(read.from, read.len);
+        let result = self.disk.storage().read_direct(file, read.position.get(), buf);
+        self.note("read-done", &[read.token.0, result_number(&result.map(|len| len as u64))]);
+        Event::ReadDone { token: read.token, chunk: read.chunk, result }
+    }
+
+    fn run_next_step(&mut self, key: String) {
+        let queue = self.steps.get_mut(&key).expect("a step was queued under this key");
+        let (token, step) = queue.pop_front().expect("a step was queued");
+        let more = !queue.is_empty();
+        self.note("step-run", &[token.0]);
+        let output = (self.run_step)(step);
+        self.push_drawn(Job::StepDone(token, Box::new(output)));
+        if more {
+            self.push_drawn(Job::StepStart(key));
+        }
+    }
+
+    fn grow(&mut self) -> Event<SimPlatform> {
+        if self.slabs.len() >= self.memory.slabs_max {
+            self.note("grow-failed", &[]);
+            return Event::GrowFailed(Errno::NOMEM);
+        }
+        let slab = SimSlab::new(self.slabs.len() as u64, self.memory.slab_granules, self.memory.slab_bounces);
+        self.slabs.push(slab.watch());
+        self.note("grown", &[self.slabs.len() as u64]);
+        Event::Grown(slab)
+    }
+}
+
+impl Driver for SimDriver {
+    type Platform = SimPlatform;
+    type Error = Ended;
+
+    fn now(&self) -> Now {
+        let wall = self.wall_at_zero + (self.now / 1_000_000) as i64;
+        Now { mono: Nanos::new(self.now), wall: Timestamp::new(wall) }
+    }
+
+    fn turn(
+        &mut self,
+        ops: &mut Ops<SimPlatform>,
+        events: &mut Vec<Event<SimPlatform>>,
+        deadline: Option<Nanos>,
+    ) -> Result<(), Ended> {
+        self.submit(ops);
+        self.wait(deadline);
+        self.disk.storage().wall = self.now().wall;
+        let first = events.len();
+        while let Some(entry) = self.jobs.first_entry() {
+            if entry.key().0 > self.now {
+                break;
+            }
+            let job = entry.remove();
+            self.finish(job, events);
+        }
+        self.net.collect(self.now, &self.disk, events);
+        shuffle_but_requests(&mut events[first..], &mut self.prng);
+        if self.disk.storage().ended().is_some() { Err(Ended) } else { Ok(()) }
+    }
+}
+
+/// Any order among completions; requests keep theirs, and bytes of a connection theirs.
+fn shuffle_but_requests(events: &mut [Event<SimPlatform>], prng: &mut Prng) {
+    let ordered = |event: &Event<SimPlatform>| {
+        matches!(event, Event::Request(..) | Event::Received { .. } | Event::Accepted(_) | Event::Closed(_))
+    };
+    let mut end = events.len();
+    while end > 0 {
+        let start = events[..end].iter().rposition(ordered).map_or(0, |at| at + 1);
+        prng.shuffle(&mut events[start..end]);
+        end = start.saturating_sub(1);
+    }
+}
+
+/// The partition whose steps run one after the other: the name of its directory.
+fn partition_of(step: &Step<SimPlatform>) -> String {
+    let name = match step {
+        Step::Open { name, .. }
+        | Step::CreateSegment { name, .. }
+        | Step::OpenSegment { name, .. }
+        | Step::DeleteSegments { name, .. }
+        | Step::Close { name, .. }
+        | Step::DeletePartition { name } => name,
+        Step::WriteCompanions(companions) | Step::Seal { companions, .. } => {
+            companions.name.as_ref().expect("companions on their way to a file name their partition")
+        }
+        Step::Extend { file, .. } => {
+            let directory = file.path().parent().and_then(|parent| parent.file_name());
+            let name = directory.and_then(|name| name.to_str()).expect("a segment lies in its partition");
+            return name.to_owned();
+        }
+    };
+    format!("{}-{}", name.topic, name.partition)
+}
+
+fn result_number(result: &Result<u64, Errno>) -> u64 {
+    match result {
+        Ok(number) => *number,
+        Err(errno) => u64::MAX - errno.0 as u64,
+    }
+}

@@ -1,0 +1,99 @@
+//! Which faults a run injects and how often, and how long operations take. All chances are in 65,536.
+
+use rohrpost_engine_core::disk::Errno;
+
+use crate::prng::Prng;
+
+/// What kind of file operation is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpKind {
+    /// Opening, creating, locking, listing, measuring.
+    Lookup,
+    /// Reading bytes.
+    Read,
+    /// Writing bytes.
+    Write,
+    /// Reserving blocks, cutting, extending.
+    Resize,
+    /// Making a file or a directory durable.
+    Sync,
+    /// Creating, renaming, removing entries.
+    Entry,
+}
+
+/// Chances of faults.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// A read fails.
+    pub read_eio: u32,
+    /// A read ends early.
+    pub read_short: u32,
+    /// A write fails; any of its sectors may have landed.
+    pub write_eio: u32,
+    /// A write ends early.
+    pub write_short: u32,
+    /// A sync fails; what it covered may or may not be durable.
+    pub sync_eio: u32,
+    /// Another file operation fails.
+    pub other_eio: u32,
+    /// The process has no descriptor left.
+    pub open_mfile: u32,
+}
+
+impl Faults {
+    /// Nothing fails.
+    pub const NONE: Self = Self {
+        read_eio: 0,
+        read_short: 0,
+        write_eio: 0,
+        write_short: 0,
+        sync_eio: 0,
+        other_eio: 0,
+        open_mfile: 0,
+    };
+
+    /// The fault that befalls an operation of this kind, if any.
+    pub(crate) fn draw(&self, kind: OpKind, prng: &mut Prng) -> Option<Errno> {
+        let eio = match kind {
+            OpKind::Read => self.read_eio,
+            OpKind::Write => self.write_eio,
+            OpKind::Sync => self.sync_eio,
+            OpKind::Lookup | OpKind::Resize | OpKind::Entry => self.other_eio,
+        };
+        if prng.chance(eio) {
+            return Some(Errno::IO);
+        }
+        (kind == OpKind::Lookup && prng.chance(self.open_mfile)).then_some(Errno::MFILE)
+    }
+
+    /// Whether anything can fail.
+    pub fn is_none(&self) -> bool {
+        *self == Self::NONE
+    }
+}
+
+/// How long operations take, nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delays {
+    /// The usual least.
+    pub low: u64,
+    /// The usual most.
+    pub high: u64,
+    /// Chance of a stall.
+    pub stall: u32,
+    /// Length of a stall.
+    pub stall_len: u64,
+}
+
+impl Delays {
+    /// A device in good health.
+    pub const QUICK: Self = Self { low: 10_000, high: 300_000, stall: 0, stall_len: 0 };
+
+    /// How long the next operation takes.
+    pub(crate) fn draw(&self, prng: &mut Prng) -> u64 {
+        if prng.chance(self.stall) {
+            return self.high + prng.below(self.stall_len.max(1));
+        }
+        prng.magnitude(self.low, self.high)
+    }
+}

@@ -1,0 +1,279 @@
+//! Simulated connections: bytes arrive in pieces of any length, sends are taken in part, peers reset, memory of a send
+//! may come back after its completion. Owns both directions of every connection and the sends under way.
+//!
+//! Always holds: bytes of one direction keep their order; one transfer per connection at a time (a second one is the
+//! core's bug); a closed connection's operations end before its `Closed`.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use rohrpost_engine_core::disk::Errno;
+use rohrpost_engine_core::ops::{ConnId, Event, NetOp, Send, SendFile};
+
+use crate::disk::SimDisk;
+use crate::fault::Delays;
+use crate::platform::{SimPlatform, SimRecvBuf};
+use crate::prng::Prng;
+
+/// Longest piece in which bytes arrive.
+const PIECE_LEN_MAX: usize = 4096;
+
+enum Transfer {
+    Memory(Send<SimPlatform>),
+    File(SendFile<SimPlatform>),
+}
+
+enum Job {
+    Accept,
+    Deliver,
+    Finish(Transfer),
+    Release(Send<SimPlatform>),
+    Close,
+}
+
+#[derive(Default)]
+struct Conn {
+    to_shard: VecDeque<u8>,
+    to_client: Vec<u8>,
+    accepted: bool,
+    receiving: bool,
+    delivering: bool,
+    /// The client has closed its side; the shard hears of it after the last byte.
+    client_done: bool,
+    done_told: bool,
+    reset: bool,
+    transferring: bool,
+    closing: bool,
+    /// Everything of a connection that must keep its order happens no earlier than this.
+    order: u64,
+}
+
+/// All connections of a shard.
+pub struct Net {
+    prng: Prng,
+    conns: BTreeMap<ConnId, Conn>,
+    generations: u32,
+    seq: u64,
+    jobs: BTreeMap<(u64, u64), (ConnId, Job)>,
+    /// Chance in 65,536 that the memory of a send comes back late.
+    pub release_late: u32,
+}
+
+impl Net {
+    pub(crate) fn new(prng: Prng) -> Self {
+        let (conns, jobs) = (BTreeMap::new(), BTreeMap::new());
+        Self { prng, conns, generations: 0, seq: 0, jobs, release_late: 8192 }
+    }
+
+    /// A client connects to slot `slot`, which must be free.
+    pub fn connect(&mut self, slot: u32, now: u64) -> ConnId {
+        assert!(!self.conns.keys().any(|conn| conn.slot == slot), "slot {slot} is in use");
+        self.generations += 1;
+        let conn = ConnId { slot, generation: self.generations };
+        self.conns.insert(conn, Conn::default());
+        self.push(conn, now, 50_000, Job::Accept);
+        conn
+    }
+
+    /// The client sends bytes. They are lost if the connection is gone.
+    pub fn client_send(&mut self, conn: ConnId, bytes: &[u8], now: u64) {
+        if let Some(state) = self.conns.get_mut(&conn) {
+            state.to_shard.extend(bytes);
+            self.deliver_soon(conn, now);
+        }
+    }
+
+    /// The client takes what has arrived; `None` once the connection is gone and nothing is left.
+    pub fn client_receive(&mut self, conn: ConnId) -> Option<Vec<u8>> {
+        self.conns.get_mut(&conn).map(|state| std::mem::take(&mut state.to_client))
+    }
+
+    /// The client closes its side in order, or resets the connection.
+    pub fn client_close(&mut self, conn: ConnId, reset: bool, now: u64) {
+        if let Some(state) = self.conns.get_mut(&conn) {
+            state.client_done = true;
+            state.reset |= reset;
+            self.deliver_soon(conn, now);
+        }
+    }
+
+    /// Whether the connection exists for the shard.
+    pub fn is_open(&self, conn: ConnId) -> bool {
+        self.conns.contains_key(&conn)
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
+    pub(crate) fn next_due(&self) -> Option<u64> {
+        self.jobs.keys().next().map(|(due, _)| *due)
+    }
+
+    pub(crate) fn abandon(&mut self) {
+        self.jobs.clear();
+        self.conns.clear();
+    }
+
+    pub(crate) fn submit(
+        &mut self,
+        ops: &mut Vec<NetOp<SimPlatform>>,
+        disk: &SimDisk,
+        now: u64,
+        delays: &Delays,
+    ) {
+        for op in ops.drain(..) {
+            match op {
+                NetOp::Receive(conn) => {
+                    if let Some(state) = self.conns.get_mut(&conn) {
+                        state.receiving = true;
+                        self.deliver_soon(conn, now);
+                    }
+                }
+                NetOp::Pause(conn) => {
+                    if let Some(state) = self.conns.get_mut(&conn) {
+                        state.receiving = false;
+                    }
+                }
+                NetOp::Send(send) => {
+                    assert!(!send.parts.is_empty(), "a send of nothing");
+                    assert!(
+                        send.skip < send.parts[0].as_ref().len().max(1),
+                        "a send that skips a whole part"
+                    );
+                    self.transfer(send.conn, Transfer::Memory(send), now, delays, disk);
+                }
+                NetOp::SendFile(send) => {
+                    assert!(send.len > 0, "a send of nothing");
+                    self.transfer(send.conn, Transfer::File(send), now, delays, disk);
+                }
+                NetOp::Close(conn) => {
+                    if let Some(state) = self.conns.get_mut(&conn) {
+                        assert!(!state.closing, "{conn:?} is closed twice");
+                        (state.closing, state.reset, state.receiving) = (true, true, false);
+                        self.push(conn, now, 20_000, Job::Close);
+                    }
+                }
+            }
+        }
+    }
+
+    fn transfer(&mut self, conn: ConnId, transfer: Transfer, now: u64, delays: &Delays, disk: &SimDisk) {
+        let state = self.conns.get_mut(&conn).expect("a send onto a connection that is gone");
+        assert!(!state.transferring, "two transfers at a time on {conn:?}");
+        assert!(!state.closing, "a send after the close of {conn:?}");
+        state.transferring = true;
+        disk.storage().trace.note("send", &[u64::from(conn.slot)]);
+        let delay = delays.draw(&mut self.prng);
+        self.push(conn, now, delay, Job::Finish(transfer));
+    }
+
+    fn deliver_soon(&mut self, conn: ConnId, now: u64) {
+        let Some(state) = self.conns.get_mut(&conn) else { return };
+        let something = !state.to_shard.is_empty() || (state.client_done && !state.done_told);
+        if state.receiving && !state.delivering && something {
+            state.delivering = true;
+            self.push(conn, now, 30_000, Job::Deliver);
+        }
+    }
+
+    fn push(&mut self, conn: ConnId, now: u64, delay_max: u64, job: Job) {
+        self.seq += 1;
+        let mut due = now + self.prng.range(0, delay_max);
+        if let Some(state) = self.conns.get_mut(&conn) {
+            due = due.max(state.order);
+            state.order = due;
+        }
+        self.jobs.insert((due, self.seq), (conn, job));
+    }
+
+    pub(crate) fn collect(&mut self, now: u64, disk: &SimDisk, events: &mut Vec<Event<SimPlatform>>) {
+        while let Some(entry) = self.jobs.first_entry() {
+            if entry.key().0 > now {
+                break;
+            }
+            let (conn, job) = entry.remove();
+            match job {
+                Job::Accept => {
+                    if let Some(state) = self.conns.get_mut(&conn) {
+                        state.accepted = true;
+                    }
+                    events.push(Event::Accepted(conn));
+                }
+                Job::Deliver => self.deliver(conn, now, events),
+                Job::Finish(transfer) => self.finish(conn, transfer, now, disk, events),
+                Job::Release(send) => events.push(Event::Released(send)),
+                Job::Close => {
+                    self.conns.remove(&conn);
+                    events.push(Event::Closed(conn));
+                }
+            }
+        }
+    }
+
+    fn deliver(&mut self, conn: ConnId, now: u64, events: &mut Vec<Event<SimPlatform>>) {
+        let Some(state) = self.conns.get_mut(&conn) else { return };
+        state.delivering = false;
+        if state.closing {
+            return;
+        }
+        if state.reset {
+            state.done_told = true;
+            events.push(Event::Received { conn, bytes: Err(Errno::CONNRESET) });
+            return;
+        }
+        let len = state.to_shard.len().min(self.prng.range(1, PIECE_LEN_MAX as u64) as usize);
+        let bytes: Vec<u8> = state.to_shard.drain(..len).collect();
+        if bytes.is_empty() {
+            if !state.client_done || state.done_told {
+                return;
+            }
+            state.done_told = true;
+        }
+        events.push(Event::Received { conn, bytes: Ok(SimRecvBuf(bytes)) });
+        self.deliver_soon(conn, now);
+    }
+
+    fn finish(
+        &mut self,
+        conn: ConnId,
+        transfer: Transfer,
+        now: u64,
+        disk: &SimDisk,
+        events: &mut Vec<Event<SimPlatform>>,
+    ) {
+        let reset = self.conns.get(&conn).is_none_or(|state| state.reset);
+        let closing = self.conns.get(&conn).is_none_or(|state| state.closing);
+        let bytes = match &transfer {
+            _ if reset => Err(Errno::CONNRESET),
+            Transfer::Memory(send) => {
+                let all: Vec<u8> = send.parts.iter().flat_map(|part| part.as_ref()).copied().collect();
+                Ok(all[send.skip..].to_vec())
+            }
+            Transfer::File(send) => {
+                let file = send.file.description();
+                disk.storage().peek_inode(file.inode, send.position.get(), send.len).ok_or(Errno::IO)
+            }
+        };
+        let result = bytes.map(|mut bytes| {
+            let len = bytes.len() as u64;
+            let taken = if self.prng.one_in(2) { len } else { self.prng.range(len.min(1), len) };
+            bytes.truncate(taken as usize);
+            if let Some(state) = self.conns.get_mut(&conn) {
+                state.to_client.extend_from_slice(&bytes);
+            }
+            bytes.len()
+        });
+        if let Some(state) = self.conns.get_mut(&conn) {
+            state.transferring = false;
+        }
+        let released = match transfer {
+            Transfer::File(_) => None,
+            Transfer::Memory(send) if !closing && self.prng.chance(self.release_late) => {
+                self.push(conn, now, 3_000_000, Job::Release(send));
+                None
+            }
+            Transfer::Memory(send) => Some(send),
+        };
+        events.push(Event::Sent { conn, result, released });
+    }
+}
