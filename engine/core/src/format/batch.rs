@@ -233,6 +233,18 @@ impl BatchHeader {
         self.count
     }
 
+    /// The first 21 bytes as they are stored: what the CRC does not cover, and the CRC itself.
+    pub fn unprotected_bytes(&self) -> [u8; CRC_START] {
+        let mut out = [0; CRC_START];
+        let length = self.prefix.len - LOG_OVERHEAD as u32;
+        out[0..8].copy_from_slice(&self.base_offset().get().to_be_bytes());
+        out[8..12].copy_from_slice(&length.to_be_bytes());
+        out[12..16].copy_from_slice(&self.leader_epoch.get().to_be_bytes());
+        out[16] = MAGIC as u8;
+        out[17..21].copy_from_slice(&self.crc.to_be_bytes());
+        out
+    }
+
     /// Compares the stored CRC with one computed over bytes 21 to the end.
     ///
     /// # Errors

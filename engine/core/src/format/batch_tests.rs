@@ -58,6 +58,7 @@ fn kafka_header_field_by_field() {
     assert_eq!((header.base_sequence(), header.last_sequence()), (i32::MAX, 1));
     assert_eq!((header.count(), header.last_offset_delta()), (3, 2));
     assert_eq!(BatchPrefix::peek(&bytes[..PREFIX_LEN]).unwrap(), header.prefix());
+    assert_eq!(header.unprotected_bytes(), bytes[..CRC_START]);
 }
 
 #[test]

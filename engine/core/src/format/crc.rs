@@ -27,6 +27,12 @@ impl Crc32c {
         Self { state: u32::MAX }
     }
 
+    /// Continues from the `value` of another digest.
+    #[inline]
+    pub const fn resume(value: u32) -> Self {
+        Self { state: value ^ u32::MAX }
+    }
+
     /// Continues with `bytes`. Any split into pieces gives the same result.
     #[inline]
     pub fn update(&mut self, bytes: &[u8]) {
@@ -90,6 +96,9 @@ mod tests {
                 crc.update(&bytes[..split]);
                 crc.update(&bytes[split..len]);
                 assert_eq!(crc.value(), whole, "len {len} split {split}");
+                let mut resumed = Crc32c::resume(crc32c(&bytes[..split]));
+                resumed.update(&bytes[split..len]);
+                assert_eq!(resumed, crc);
             }
         }
     }
