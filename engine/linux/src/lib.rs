@@ -1,3 +1,9 @@
-//! rohrpost-engine-linux.
+//! The Linux side of the rohrpost engine: memory, files, sockets, and the drivers that execute the
+//! core's operations.
+//!
+//! This is the only crate of the workspace with unsafe code. Every block names the invariant it relies
+//! on; UNSAFE.md lists them with the tests that hold them. Reading path: [`memory`], [`arena`].
 
+pub mod arena;
+pub mod memory;
 pub mod residency;
