@@ -4,6 +4,9 @@
 //! Nothing here is on the acknowledgement path, except that a partition cannot take its first append
 //! before its files exist.
 
+#[cfg(test)]
+pub(crate) mod memory;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 

@@ -162,6 +162,14 @@ pub enum PartitionError {
         /// What is wrong there.
         reason: String,
     },
+    /// A file is in a state, or of a version, that this engine does not handle. Nothing was changed.
+    #[error("{} cannot be used: {reason}; nothing was changed", path.display())]
+    Unusable {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why, and what helps.
+        reason: String,
+    },
     /// The offset is beyond the high watermark.
     #[error("offset {offset} is beyond the high watermark {high_watermark}")]
     OffsetOutOfRange {

@@ -5,10 +5,14 @@
 //! Its logic lives here, so that the simulator runs the very same code. Steps of one partition run in
 //! the order they were given; steps of different partitions may overlap.
 
-use crate::disk::DiskError;
+use crate::disk::{Disk, DiskError};
 use crate::error::PartitionError;
 use crate::format::index_build::IndexBuilder;
-use crate::log::LogConfig;
+use crate::format::names::TopicId;
+use crate::format::side_file::SideFileBuilder;
+use crate::log::log_dir::{LogDir, topic_partition};
+use crate::log::recovery::open_partition;
+use crate::log::{LogConfig, segments};
 use crate::message::PartitionName;
 use crate::platform::Platform;
 use crate::types::{ByteCount, LeaderEpoch, Offset, Position, Timestamp};
@@ -143,6 +147,8 @@ pub enum StepOutput<P: Platform> {
 pub struct OpenedLog<P: Platform> {
     /// In order of base offset; never empty, the last one is active.
     pub segments: Vec<OpenedSegment<P>>,
+    /// The topic's id, from `partition.metadata`.
+    pub topic_id: TopicId,
     /// First offset that may be read.
     pub log_start_offset: Offset,
     /// The epoch of appends from now on; raised after an unclean stop.
@@ -172,6 +178,8 @@ pub struct OpenedSegment<P: Platform> {
     pub first_timestamp: Timestamp,
     /// Last change of the file, for retention of segments without timestamps.
     pub modified: Timestamp,
+    /// Continues its side file; `None` for sealed segments.
+    pub chain: Option<SideFileBuilder>,
     /// Bytes that its companions hold already.
     pub companions_len: CompanionsLen,
 }
@@ -202,4 +210,46 @@ pub struct RecoveryReport {
     pub indexes_rebuilt: u32,
     /// Remarks for the operator, one sentence each.
     pub notes: Vec<String>,
+}
+
+impl<P: Platform> Step<P> {
+    /// Runs the step; blocks.
+    pub fn run(self, log_dir: &LogDir<P::Disk>) -> StepOutput<P>
+    where
+        P::Disk: Disk<File = P::File>,
+    {
+        match self {
+            Step::Open { name, config } => StepOutput::Opened(open_partition(log_dir, &name, &config)),
+            Step::CreateSegment { name, config, base_offset, preallocate } => {
+                let created = topic_partition(&name).and_then(|tp| {
+                    let dir = log_dir.partition_dir(&tp);
+                    segments::create_segment(log_dir, &dir, &config, base_offset, preallocate)
+                });
+                StepOutput::SegmentCreated(created)
+            }
+            Step::OpenSegment { name, config, base_offset } => {
+                StepOutput::SegmentOpened(segments::open_segment(log_dir, &name, &config, base_offset))
+            }
+            Step::Extend { file, from, to, zero } => {
+                StepOutput::Extended(log_dir.disk().preallocate(&file, from, to, zero).map(|()| to))
+            }
+            Step::WriteCompanions(new) => {
+                StepOutput::CompanionsWritten(segments::write_companions(log_dir, &new))
+            }
+            Step::Seal { file, end, next_offset, companions } => {
+                StepOutput::Sealed(segments::seal(log_dir, &file, end, next_offset, &companions))
+            }
+            Step::DeleteSegments { name, log_start_offset, base_offsets } => {
+                let deleted = segments::delete_segments(log_dir, &name, log_start_offset, &base_offsets);
+                StepOutput::SegmentsDeleted(deleted)
+            }
+            Step::Close { name, active, log_end_offset, log_start_offset } => {
+                let closed = segments::close(log_dir, &name, active, log_start_offset, log_end_offset);
+                StepOutput::Closed(closed)
+            }
+            Step::DeletePartition { name } => {
+                StepOutput::PartitionDeleted(segments::delete_partition(log_dir, &name))
+            }
+        }
+    }
 }

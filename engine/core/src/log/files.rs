@@ -1,0 +1,67 @@
+//! Small files handled whole: read, replaced durably, removed. Through the page cache; none is on the data path.
+
+use std::path::{Path, PathBuf};
+
+use crate::disk::{Caching, Disk, DiskError, Errno, OpenMode};
+use crate::types::{ByteCount, Position};
+
+/// The file's content; `None` if it does not exist.
+pub(crate) fn read_file<D: Disk>(disk: &D, path: &Path) -> Result<Option<Vec<u8>>, DiskError> {
+    let file = match disk.open(path, OpenMode::Read, Caching::Buffered) {
+        Ok(file) => file,
+        Err(error) if error.errno == Errno::NOENT => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut bytes = vec![0; disk.len(&file)?.as_usize()];
+    let len = disk.read_at(&file, Position::ZERO, &mut bytes)?;
+    bytes.truncate(len);
+    Ok(Some(bytes))
+}
+
+/// Puts `bytes` in the place of the file, or creates it: after a power cut there is the old content or the new one,
+/// and the new one for certain once this has returned.
+pub(crate) fn replace_file<D: Disk>(disk: &D, path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    let temporary = PathBuf::from(temporary);
+    let file = open_or_create(disk, &temporary)?;
+    disk.set_len(&file, ByteCount::ZERO)?;
+    disk.write_at(&file, Position::ZERO, bytes)?;
+    disk.sync(&file)?;
+    disk.rename(&temporary, path)?;
+    disk.sync_dir(parent(path))
+}
+
+/// Opens the file for writing through the page cache, and creates it if there is none.
+pub(crate) fn open_or_create<D: Disk>(disk: &D, path: &Path) -> Result<D::File, DiskError> {
+    match disk.open(path, OpenMode::ReadWrite, Caching::Buffered) {
+        Err(error) if error.errno == Errno::NOENT => disk.open(path, OpenMode::CreateNew, Caching::Buffered),
+        other => other,
+    }
+}
+
+/// Removes the file; says whether there was one.
+pub(crate) fn unlink_if_there<D: Disk>(disk: &D, path: &Path) -> Result<bool, DiskError> {
+    match disk.unlink(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.errno == Errno::NOENT => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes a directory and the files in it.
+pub(crate) fn remove_tree<D: Disk>(disk: &D, dir: &Path) -> Result<(), DiskError> {
+    for entry in disk.list(dir)? {
+        let path = dir.join(&entry.name);
+        if entry.is_dir { remove_tree(disk, &path)? } else { disk.unlink(&path)? }
+    }
+    disk.remove_dir(dir)
+}
+
+/// The directory that holds `path`.
+pub(crate) fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}

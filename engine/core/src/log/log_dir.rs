@@ -1,0 +1,424 @@
+//! One log directory: its lock, its checkpoints, its clean-stop marker.
+//!
+//! Owns Kafka's files in the root of the directory. Always holds: the lock is held as long as this value lives, so
+//! no JVM broker and no second engine changes anything below it; a checkpoint file is replaced whole and durably;
+//! the marker of a clean stop exists only while every partition is closed cleanly. Blocks; used by steps only.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::disk::{Caching, Disk, DiskError, Errno, Lock, OpenMode};
+use crate::error::PartitionError;
+use crate::format::checkpoint::{self, CheckpointError};
+use crate::format::meta_properties::MetaProperties;
+use crate::format::names::{self, PartitionDir, TopicName, TopicPartition};
+use crate::log::files::{parent, read_file, remove_tree, replace_file, unlink_if_there};
+use crate::message::PartitionName;
+use crate::types::Offset;
+
+/// The quorum's own log, which a broker may keep in the same directory. Never the engine's business.
+const CLUSTER_METADATA_TOPIC: &str = "__cluster_metadata";
+
+/// How a log directory is opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogDirOptions {
+    /// How long to wait for a lock that another process holds, milliseconds. A killed process holds the lock of a
+    /// segment until its last write has landed, which takes seconds on a slow device.
+    pub lock_patience_ms: u64,
+    /// Goes into the ids of new topics, so that a topic gets another id when it is created anew. Sixteen random
+    /// bytes where there is randomness; with the same seed, the same name always gets the same id.
+    pub topic_id_seed: [u8; 16],
+}
+
+impl Default for LogDirOptions {
+    fn default() -> Self {
+        Self { lock_patience_ms: 5_000, topic_id_seed: [0; 16] }
+    }
+}
+
+/// A log directory could not be opened. Nothing was changed in it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// Another process has it open.
+    #[error("{} is in use by another process, a Kafka broker or another engine: {} is locked; stop that process or choose another directory", root.display(), names::LOCK)]
+    Locked {
+        /// The directory.
+        root: PathBuf,
+    },
+    /// Neither it nor its parent exists.
+    #[error("neither {} nor its parent exists; create the parent, or correct the path", root.display())]
+    NoParent {
+        /// The directory.
+        root: PathBuf,
+    },
+    /// A file is of a version this engine does not know, and might lose its meaning.
+    #[error("{}: {reason}; open it with the program that wrote it, or use another directory", path.display())]
+    UnknownVersion {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        reason: CheckpointError,
+    },
+    /// A file operation failed.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+}
+
+/// The three checkpoints of a log directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Table {
+    RecoveryPoint,
+    LogStart,
+    HighWatermark,
+}
+
+impl Table {
+    const ALL: [Self; 3] = [Self::RecoveryPoint, Self::LogStart, Self::HighWatermark];
+
+    const fn file_name(self) -> &'static str {
+        match self {
+            Self::RecoveryPoint => names::RECOVERY_POINT_CHECKPOINT,
+            Self::LogStart => names::LOG_START_CHECKPOINT,
+            Self::HighWatermark => names::HIGH_WATERMARK_CHECKPOINT,
+        }
+    }
+}
+
+#[derive(Default)]
+struct State {
+    tables: [BTreeMap<TopicPartition, Offset>; 3],
+    /// Tables that differ from their files.
+    dirty: [bool; 3],
+    /// Partitions whose files end exactly where their log ends, durably.
+    clean: BTreeSet<TopicPartition>,
+    /// Whether the marker of a clean stop is there.
+    marker: bool,
+    /// Directories deleted so far, for the names of the next ones.
+    deletions: u64,
+}
+
+/// A log directory.
+pub struct LogDir<D: Disk> {
+    disk: D,
+    root: PathBuf,
+    options: LogDirOptions,
+    was_clean: bool,
+    notes: Vec<String>,
+    state: Mutex<State>,
+    _lock: D::File,
+}
+
+impl<D: Disk> LogDir<D> {
+    /// Opens a log directory, creates it if it is missing, and takes its lock. Finishes the deletion of partitions
+    /// that was under way, and takes the marker of a clean stop away.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(disk: D, root: &Path, options: LogDirOptions) -> Result<Arc<Self>, OpenError> {
+        create_root(&disk, root)?;
+        let lock = take_lock(&disk, root, options.lock_patience_ms)?;
+        let mut notes = Vec::new();
+        read_meta_properties(&disk, root, &mut notes)?;
+        let mut state = State::default();
+        for table in Table::ALL {
+            state.tables[table as usize] = read_table(&disk, root, table, &mut notes)?;
+        }
+        let (live, deleted) = list_partitions(&disk, root, &mut notes)?;
+        let marker = root.join(names::CLEAN_SHUTDOWN);
+        let was_clean = unlink_if_there(&disk, &marker)?;
+        for dir in &deleted {
+            remove_tree(&disk, &root.join(dir))?;
+        }
+        if was_clean || !deleted.is_empty() {
+            disk.sync_dir(root)?;
+        }
+        if was_clean {
+            state.clean = live.into_iter().collect();
+        }
+        let root = root.to_owned();
+        Ok(Arc::new(Self { disk, root, options, was_clean, notes, state: Mutex::new(state), _lock: lock }))
+    }
+
+    /// The directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// What executes file operations.
+    pub fn disk(&self) -> &D {
+        &self.disk
+    }
+
+    /// How it was opened.
+    pub fn options(&self) -> &LogDirOptions {
+        &self.options
+    }
+
+    /// Whether the last process that had the directory open stopped cleanly.
+    pub fn was_clean(&self) -> bool {
+        self.was_clean
+    }
+
+    /// Remarks on what was found at opening, for the operator, one sentence each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// The partitions that exist, open or not, in order of name.
+    ///
+    /// # Errors
+    /// When the directory cannot be listed.
+    pub fn partitions(&self) -> Result<Vec<PartitionName>, DiskError> {
+        let (live, _) = list_partitions(&self.disk, &self.root, &mut Vec::new())?;
+        let name = |tp: TopicPartition| PartitionName {
+            topic: tp.topic().as_str().to_owned(),
+            partition: tp.partition() as u32, // never negative
+        };
+        Ok(live.into_iter().map(name).collect())
+    }
+
+    /// Writes all checkpoints and, if every partition there is was closed cleanly, the marker that tells the next
+    /// start to trust lengths and indexes. Returns whether it wrote the marker. To be called when all partitions
+    /// are closed; a partition opened afterwards takes the marker away again.
+    ///
+    /// # Errors
+    /// When a file operation fails. The next start then recovers.
+    pub fn close_clean(&self) -> Result<bool, DiskError> {
+        let mut state = self.state();
+        self.write_tables(&mut state)?;
+        let (live, _) = list_partitions(&self.disk, &self.root, &mut Vec::new())?;
+        if !live.iter().all(|tp| state.clean.contains(tp)) {
+            return Ok(false);
+        }
+        replace_file(
+            &self.disk,
+            &self.root.join(names::CLEAN_SHUTDOWN),
+            checkpoint::write_clean_shutdown(-1).as_bytes(),
+        )?;
+        state.marker = true;
+        Ok(true)
+    }
+
+    /// Directory of a partition.
+    pub(crate) fn partition_dir(&self, tp: &TopicPartition) -> PathBuf {
+        self.root.join(tp.to_string())
+    }
+
+    /// Takes note that a partition is being opened for writing; says whether it was closed cleanly before.
+    pub(crate) fn mark_open(&self, tp: &TopicPartition) -> Result<bool, DiskError> {
+        let mut state = self.state();
+        if state.marker {
+            unlink_if_there(&self.disk, &self.root.join(names::CLEAN_SHUTDOWN))?;
+            self.disk.sync_dir(&self.root)?;
+            state.marker = false;
+        }
+        Ok(state.clean.remove(tp))
+    }
+
+    /// Takes note that a partition, opened and left untouched, is as clean as before.
+    pub(crate) fn mark_untouched(&self, tp: &TopicPartition) {
+        self.state().clean.insert(tp.clone());
+    }
+
+    /// Takes note that everything of a partition is durable and its files end where its log ends. Nothing is written
+    /// before the next checkpoint or [`LogDir::close_clean`].
+    pub(crate) fn mark_closed(&self, tp: &TopicPartition, log_start_offset: Offset, log_end_offset: Offset) {
+        let mut state = self.state();
+        state.set(Table::RecoveryPoint, tp, log_end_offset);
+        state.set(Table::HighWatermark, tp, log_end_offset);
+        state.set(Table::LogStart, tp, log_start_offset);
+        state.clean.insert(tp.clone());
+    }
+
+    /// Below it every byte is known to be on the device.
+    pub(crate) fn recovery_point(&self, tp: &TopicPartition) -> Option<Offset> {
+        self.state().tables[Table::RecoveryPoint as usize].get(tp).copied()
+    }
+
+    /// First offset that may be read, if it is not simply the first segment's.
+    pub(crate) fn log_start_offset(&self, tp: &TopicPartition) -> Option<Offset> {
+        self.state().tables[Table::LogStart as usize].get(tp).copied()
+    }
+
+    /// Sets the recovery point after recovery; it may go back, where another program cut the log. Written with the
+    /// next checkpoint: until then the next recovery reads more than it must.
+    pub(crate) fn note_recovery_point(&self, tp: &TopicPartition, offset: Offset) {
+        self.state().set(Table::RecoveryPoint, tp, offset);
+    }
+
+    /// Raises the recovery point, durably.
+    pub(crate) fn raise_recovery_point(&self, tp: &TopicPartition, offset: Offset) -> Result<(), DiskError> {
+        self.raise(Table::RecoveryPoint, tp, offset)
+    }
+
+    /// Raises the log start offset, durably.
+    pub(crate) fn raise_log_start(&self, tp: &TopicPartition, offset: Offset) -> Result<(), DiskError> {
+        self.raise(Table::LogStart, tp, offset)
+    }
+
+    /// Forgets a partition, durably.
+    pub(crate) fn forget(&self, tp: &TopicPartition) -> Result<(), DiskError> {
+        let mut state = self.state();
+        state.clean.remove(tp);
+        for table in Table::ALL {
+            if state.tables[table as usize].remove(tp).is_some() {
+                state.dirty[table as usize] = true;
+                self.write_table(&mut state, table)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A number no other deletion of this process has had.
+    pub(crate) fn next_deletion(&self) -> u64 {
+        let mut state = self.state();
+        state.deletions += 1;
+        state.deletions
+    }
+
+    fn raise(&self, table: Table, tp: &TopicPartition, offset: Offset) -> Result<(), DiskError> {
+        let mut state = self.state();
+        if state.tables[table as usize].get(tp).is_some_and(|now| *now >= offset)
+            && !state.dirty[table as usize]
+        {
+            return Ok(());
+        }
+        let offset = state.tables[table as usize].get(tp).copied().unwrap_or(offset).max(offset);
+        state.set(table, tp, offset);
+        self.write_table(&mut state, table)
+    }
+
+    fn write_tables(&self, state: &mut State) -> Result<(), DiskError> {
+        Table::ALL.into_iter().try_for_each(|table| self.write_table(state, table))
+    }
+
+    fn write_table(&self, state: &mut State, table: Table) -> Result<(), DiskError> {
+        if !state.dirty[table as usize] {
+            return Ok(());
+        }
+        let text = checkpoint::write_offsets(state.tables[table as usize].iter().map(|(tp, at)| (tp, *at)));
+        replace_file(&self.disk, &self.root.join(table.file_name()), text.as_bytes())?;
+        state.dirty[table as usize] = false;
+        Ok(())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every change is complete before the next statement can panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn set(&mut self, table: Table, tp: &TopicPartition, offset: Offset) {
+        if self.tables[table as usize].insert(tp.clone(), offset) != Some(offset) {
+            self.dirty[table as usize] = true;
+        }
+    }
+}
+
+/// The checked form of a partition's name.
+///
+/// # Errors
+/// [`PartitionError::InvalidName`].
+pub(crate) fn topic_partition(name: &PartitionName) -> Result<TopicPartition, PartitionError> {
+    let topic = TopicName::new(&name.topic).map_err(|e| PartitionError::InvalidName(e.to_string()))?;
+    let partition = i32::try_from(name.partition).map_err(|_| {
+        PartitionError::InvalidName(format!("partition {}: expected 0 to {}", name.partition, i32::MAX))
+    })?;
+    Ok(TopicPartition::new(topic, partition))
+}
+
+fn create_root<D: Disk>(disk: &D, root: &Path) -> Result<(), OpenError> {
+    match disk.list(root) {
+        Ok(_) => return Ok(()),
+        Err(error) if error.errno == Errno::NOENT => {}
+        Err(error) => return Err(error.into()),
+    }
+    match disk.create_dir(root) {
+        Err(error) if error.errno == Errno::NOENT => Err(OpenError::NoParent { root: root.to_owned() }),
+        Err(error) => Err(error.into()),
+        Ok(()) => Ok(disk.sync_dir(parent(root))?),
+    }
+}
+
+fn take_lock<D: Disk>(disk: &D, root: &Path, patience_ms: u64) -> Result<D::File, OpenError> {
+    let path = root.join(names::LOCK);
+    let mut file = disk.open(&path, OpenMode::ReadWrite, Caching::Buffered);
+    if file.as_ref().is_err_and(|error| error.errno == Errno::NOENT) {
+        file = disk.open(&path, OpenMode::CreateNew, Caching::Buffered);
+    }
+    if file.as_ref().is_err_and(|error| error.errno == Errno::EXIST) {
+        file = disk.open(&path, OpenMode::ReadWrite, Caching::Buffered); // created by another process meanwhile
+    }
+    let file = file?;
+    match disk.lock(&file, Lock::Record, patience_ms) {
+        Err(error) if error.errno == Errno::AGAIN || error.errno == Errno::ACCES => {
+            Err(OpenError::Locked { root: root.to_owned() })
+        }
+        other => Ok(other.map(|()| file)?),
+    }
+}
+
+fn read_meta_properties<D: Disk>(disk: &D, root: &Path, notes: &mut Vec<String>) -> Result<(), OpenError> {
+    let path = root.join(names::META_PROPERTIES);
+    match read_file(disk, &path)?.map(|bytes| MetaProperties::parse(&bytes)) {
+        Some(Err(reason @ CheckpointError::Version { .. })) => {
+            Err(OpenError::UnknownVersion { path, reason })
+        }
+        Some(Err(reason)) => {
+            notes.push(format!("{}: {reason}; left as it is.", path.display()));
+            Ok(())
+        }
+        Some(Ok(_)) | None => Ok(()),
+    }
+}
+
+fn read_table<D: Disk>(
+    disk: &D,
+    root: &Path,
+    table: Table,
+    notes: &mut Vec<String>,
+) -> Result<BTreeMap<TopicPartition, Offset>, OpenError> {
+    let path = root.join(table.file_name());
+    match read_file(disk, &path)?.map(|bytes| checkpoint::parse_offsets(&bytes)) {
+        None => Ok(BTreeMap::new()),
+        Some(Ok(entries)) => Ok(entries.into_iter().collect()),
+        Some(Err(reason @ CheckpointError::Version { .. })) => {
+            Err(OpenError::UnknownVersion { path, reason })
+        }
+        Some(Err(reason)) => {
+            notes.push(format!("{}: {reason}; taken as absent and written anew.", path.display()));
+            Ok(BTreeMap::new())
+        }
+    }
+}
+
+/// Live partitions, and names of directories whose deletion is to be finished.
+fn list_partitions<D: Disk>(
+    disk: &D,
+    root: &Path,
+    notes: &mut Vec<String>,
+) -> Result<(Vec<TopicPartition>, Vec<String>), DiskError> {
+    let (mut live, mut deleted) = (Vec::new(), Vec::new());
+    for entry in disk.list(root)?.into_iter().filter(|entry| entry.is_dir) {
+        match entry.name.parse() {
+            Ok(PartitionDir::Live(tp)) if tp.topic().as_str() == CLUSTER_METADATA_TOPIC => {}
+            Ok(PartitionDir::Live(tp)) => live.push(tp),
+            Ok(PartitionDir::Deleted(_)) => deleted.push(entry.name),
+            Ok(PartitionDir::Future(_) | PartitionDir::Stray(_)) | Err(_) => {
+                notes.push(format!(
+                    "{} is not a partition in use; left as it is.",
+                    root.join(&entry.name).display()
+                ));
+            }
+        }
+    }
+    live.sort();
+    Ok((live, deleted))
+}
+
+#[cfg(test)]
+#[path = "log_dir_tests.rs"]
+mod tests;

@@ -1,0 +1,110 @@
+//! What opening changes in a segment's files once it is decided: cut, companions, first segment.
+
+use std::path::{Path, PathBuf};
+
+use crate::disk::{Disk, DiskError};
+use crate::error::PartitionError;
+use crate::format::index::{OFFSET_ENTRY_LEN, OffsetIndex, TIME_ENTRY_LEN, TimeIndex, entries_in};
+use crate::format::index_build::IndexBuilder;
+use crate::format::names::{SegmentFileKind, TopicId, TopicPartition};
+use crate::format::side_file::{SIDE_INTERVAL_DEFAULT, SegmentIdentity, SideFileBuilder};
+use crate::log::LogConfig;
+use crate::log::files::{open_or_create, read_file, replace_file, unlink_if_there};
+use crate::log::found::{Ending, Found};
+use crate::log::inventory::{Inventory, segment_path};
+use crate::log::log_dir::LogDir;
+use crate::log::segments::create_segment;
+use crate::log::step::{CompanionsLen, OpenedSegment};
+use crate::platform::Platform;
+use crate::types::{ByteCount, Offset, Position, Timestamp};
+
+const TXN_ENTRY_LEN: usize = 34;
+
+/// Cuts the segment behind its last batch and writes what of its companions is new. Those of a sealed segment are
+/// durable afterwards: no later recovery reads it again. Those of the active one need not be.
+pub(crate) fn repair_segment<D: Disk>(
+    disk: &D,
+    dir: &Path,
+    found: &Found<D>,
+    active: bool,
+) -> Result<(), DiskError> {
+    if let (Ending::Damage(_), Some(file)) = (&found.ending, &found.file) {
+        disk.set_len(file, found.end.since(Position::ZERO))?;
+        disk.sync(file)?;
+    }
+    let path = |kind| segment_path(dir, found.base_offset, kind);
+    let put = |path: PathBuf, bytes: &[u8]| put_companion(disk, &path, bytes, !active);
+    if found.scanned {
+        put(path(SegmentFileKind::Index), found.index.offsets().as_bytes())?;
+        put(path(SegmentFileKind::TimeIndex), found.index.times().as_bytes())?;
+    }
+    if let Some(bytes) = found.chain.as_ref().and_then(|chain| chain.rebuilt.as_ref()) {
+        put(path(SegmentFileKind::Chain), bytes)?;
+    }
+    Ok(())
+}
+
+fn put_companion<D: Disk>(disk: &D, path: &Path, bytes: &[u8], durable: bool) -> Result<(), DiskError> {
+    if read_file(disk, path)?.as_deref() == Some(bytes) {
+        return Ok(());
+    }
+    if durable {
+        return replace_file(disk, path, bytes);
+    }
+    let file = open_or_create(disk, path)?;
+    disk.set_len(&file, ByteCount::ZERO)?;
+    disk.write_at(&file, Position::ZERO, bytes)
+}
+
+/// After the log was cut: drops the producer snapshots and the aborted transactions that lie behind its end.
+pub(crate) fn cut_other_files<D: Disk>(
+    disk: &D,
+    dir: &Path,
+    inventory: &Inventory,
+    last_base: Offset,
+    log_end_offset: Offset,
+) -> Result<(), DiskError> {
+    for offset in inventory.snapshots.iter().filter(|offset| **offset > log_end_offset) {
+        unlink_if_there(disk, &segment_path(dir, *offset, SegmentFileKind::Snapshot))?;
+    }
+    let path = segment_path(dir, last_base, SegmentFileKind::TxnIndex);
+    let Some(bytes) = read_file(disk, &path)? else { return Ok(()) };
+    let (entries, _) = bytes.as_chunks::<TXN_ENTRY_LEN>();
+    let last_offset = |entry: &[u8; TXN_ENTRY_LEN]| {
+        i64::from_be_bytes(*entry[18..].first_chunk().expect("an entry has 16 bytes behind its 18th"))
+    };
+    let keep = entries.partition_point(|entry| last_offset(entry) < log_end_offset.get()) * TXN_ENTRY_LEN;
+    if keep < bytes.len() { replace_file(disk, &path, &bytes[..keep]) } else { Ok(()) }
+}
+
+/// Makes the first segment of a log that has none.
+pub(crate) fn create_first_segment<P: Platform>(
+    log_dir: &LogDir<P::Disk>,
+    dir: &Path,
+    tp: &TopicPartition,
+    topic_id: TopicId,
+    config: &LogConfig,
+    base_offset: Offset,
+) -> Result<OpenedSegment<P>, PartitionError>
+where
+    P::Disk: Disk<File = P::File>,
+{
+    let (file, preallocated) = create_segment(log_dir, dir, config, base_offset, ByteCount::ZERO)?;
+    let modified = log_dir.disk().modified(&segment_path(dir, base_offset, SegmentFileKind::Log))?;
+    let offsets = OffsetIndex::new(base_offset, entries_in(config.index_len_max, OFFSET_ENTRY_LEN));
+    let times = TimeIndex::new(base_offset, entries_in(config.index_len_max, TIME_ENTRY_LEN));
+    let identity = SegmentIdentity { topic_id, partition: tp.partition(), base_offset };
+    Ok(OpenedSegment {
+        base_offset,
+        next_offset: base_offset,
+        end: Position::ZERO,
+        file: Some(file),
+        preallocated,
+        index: IndexBuilder::new(offsets, times, config.index_interval),
+        max_timestamp: Timestamp::NONE,
+        first_timestamp: Timestamp::NONE,
+        modified,
+        chain: Some(SideFileBuilder::new(identity, SIDE_INTERVAL_DEFAULT)),
+        companions_len: CompanionsLen::default(),
+    })
+}

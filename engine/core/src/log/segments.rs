@@ -1,0 +1,227 @@
+//! The steps after opening: new segments, preallocation, companions, seals, deletions, closing.
+//!
+//! Always holds: the recovery point moves only behind bytes that are on the device; the log start offset is durable
+//! before a segment below it is unlinked; a file that is to be written is locked through the description that writes.
+
+use std::path::Path;
+
+use crate::disk::{Disk, DiskError, Errno, OpenMode};
+use crate::error::PartitionError;
+use crate::format::names::{SegmentFileKind, TopicPartition};
+use crate::format::walk::Check;
+use crate::log::LogConfig;
+use crate::log::files::{open_or_create, remove_tree, unlink_if_there};
+use crate::log::found::{lock_log, open_log};
+use crate::log::identity::deletion_id;
+use crate::log::inventory::{segment_path, unlink_segment};
+use crate::log::log_dir::{LogDir, topic_partition};
+use crate::log::scan::{PEEK_BLOCK_LEN, SegmentReader};
+use crate::log::step::Companions;
+use crate::message::PartitionName;
+use crate::types::{ByteCount, Offset, Position};
+
+/// Makes the file of a new active segment, with its lock held, `preallocate` bytes reserved and its name durable.
+///
+/// A file of that name can be there after a crash: it is taken over if it holds no batch.
+///
+/// # Errors
+/// See [`PartitionError`]. Where the device is full, no file stays behind.
+pub(crate) fn create_segment<D: Disk>(
+    log_dir: &LogDir<D>,
+    dir: &Path,
+    config: &LogConfig,
+    base_offset: Offset,
+    preallocate: ByteCount,
+) -> Result<(D::File, Position), PartitionError> {
+    let disk = log_dir.disk();
+    let path = segment_path(dir, base_offset, SegmentFileKind::Log);
+    let caching = config.write_mode.caching();
+    let created = open_log(disk, &path, OpenMode::CreateNew, caching);
+    let exists = matches!(&created, Err(PartitionError::Disk(error)) if error.errno == Errno::EXIST);
+    let file = if exists { open_log(disk, &path, OpenMode::ReadWrite, caching)? } else { created? };
+    lock_log(disk, &file, &path, log_dir.options().lock_patience_ms)?;
+    if exists {
+        let first = SegmentReader::new(disk, &file, PEEK_BLOCK_LEN)?;
+        take_over(disk, first, &file, &path, base_offset)?;
+    }
+    for kind in [SegmentFileKind::Index, SegmentFileKind::TimeIndex, SegmentFileKind::Chain] {
+        unlink_if_there(disk, &segment_path(dir, base_offset, kind))?;
+    }
+    let end = Position::ZERO.plus(preallocate);
+    if preallocate > ByteCount::ZERO {
+        disk.preallocate(&file, Position::ZERO, end, false).or_else(|error| {
+            if error.errno.is_full() {
+                disk.unlink(&path)?;
+            }
+            Err(error)
+        })?;
+    }
+    disk.sync_dir(dir)?;
+    Ok((file, end))
+}
+
+fn take_over<D: Disk>(
+    disk: &D,
+    mut first: SegmentReader<'_, D>,
+    file: &D::File,
+    path: &Path,
+    base_offset: Offset,
+) -> Result<(), PartitionError> {
+    if first.batch(Position::ZERO, base_offset, Check::Crc)?.is_ok() {
+        let reason =
+            "a new segment was to be created here, but the file holds batches; close and open the partition";
+        return Err(PartitionError::Corrupt {
+            path: path.to_owned(),
+            position: 0,
+            reason: reason.to_owned(),
+        });
+    }
+    disk.set_len(file, ByteCount::ZERO)?;
+    Ok(disk.sync(file)?)
+}
+
+/// Opens a segment for reading.
+pub(crate) fn open_segment<D: Disk>(
+    log_dir: &LogDir<D>,
+    name: &PartitionName,
+    config: &LogConfig,
+    base_offset: Offset,
+) -> Result<D::File, PartitionError> {
+    let dir = log_dir.partition_dir(&topic_partition(name)?);
+    let path = segment_path(&dir, base_offset, SegmentFileKind::Log);
+    open_log(log_dir.disk(), &path, OpenMode::Read, config.write_mode.caching())
+}
+
+/// Appends to a segment's companions. Not durable.
+pub(crate) fn write_companions<D: Disk>(log_dir: &LogDir<D>, new: &Companions) -> Result<(), DiskError> {
+    let Some(name) = &new.name else { return Ok(()) };
+    let dir = log_dir.partition_dir(&named(log_dir, name)?);
+    for (kind, position, bytes) in parts(new) {
+        if !bytes.is_empty() {
+            let file = open_or_create(log_dir.disk(), &segment_path(&dir, new.base_offset, kind))?;
+            log_dir.disk().write_at(&file, position, bytes)?;
+        }
+    }
+    Ok(())
+}
+
+/// Cuts a segment to its end and makes it durable, then its companions, then moves the recovery point behind it.
+///
+/// When the device is too full for the companions, they are left behind: the next opening builds them anew, and the
+/// recovery point stays where it is.
+pub(crate) fn seal<D: Disk>(
+    log_dir: &LogDir<D>,
+    file: &D::File,
+    end: Position,
+    next_offset: Offset,
+    companions: &Companions,
+) -> Result<(), DiskError> {
+    let whole = finish_segment(log_dir, file, end, companions)?;
+    match &companions.name {
+        Some(name) if whole => log_dir.raise_recovery_point(&named(log_dir, name)?, next_offset),
+        _ => Ok(()),
+    }
+}
+
+/// As [`seal`] for the active segment, if it has a file; then takes note that nothing needs recovery.
+pub(crate) fn close<D: Disk>(
+    log_dir: &LogDir<D>,
+    name: &PartitionName,
+    active: Option<(D::File, Position, Companions)>,
+    log_start_offset: Offset,
+    log_end_offset: Offset,
+) -> Result<(), DiskError> {
+    let tp = named(log_dir, name)?;
+    let whole = match &active {
+        Some((file, end, companions)) => finish_segment(log_dir, file, *end, companions)?,
+        None => true,
+    };
+    if whole {
+        log_dir.mark_closed(&tp, log_start_offset, log_end_offset);
+    }
+    Ok(())
+}
+
+/// Says whether the companions are whole as well.
+fn finish_segment<D: Disk>(
+    log_dir: &LogDir<D>,
+    file: &D::File,
+    end: Position,
+    companions: &Companions,
+) -> Result<bool, DiskError> {
+    let disk = log_dir.disk();
+    disk.set_len(file, end.since(Position::ZERO))?;
+    disk.sync(file)?;
+    match finish_companions(log_dir, companions) {
+        Ok(()) => Ok(true),
+        Err(error) if error.errno.is_full() => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn finish_companions<D: Disk>(log_dir: &LogDir<D>, new: &Companions) -> Result<(), DiskError> {
+    let Some(name) = &new.name else { return Ok(()) };
+    let (disk, dir) = (log_dir.disk(), log_dir.partition_dir(&named(log_dir, name)?));
+    for (kind, position, bytes) in parts(new) {
+        let file = open_or_create(disk, &segment_path(&dir, new.base_offset, kind))?;
+        if !bytes.is_empty() {
+            disk.write_at(&file, position, bytes)?;
+        }
+        let len = ByteCount::new(position.get() + bytes.len() as u64);
+        if disk.len(&file)? != len {
+            disk.set_len(&file, len)?; // zeros that Kafka had reserved
+        }
+        disk.sync(&file)?;
+    }
+    disk.sync_dir(&dir)
+}
+
+/// Makes the log start offset durable, then unlinks the segments below it.
+pub(crate) fn delete_segments<D: Disk>(
+    log_dir: &LogDir<D>,
+    name: &PartitionName,
+    log_start_offset: Offset,
+    base_offsets: &[Offset],
+) -> Result<(), DiskError> {
+    let tp = named(log_dir, name)?;
+    let dir = log_dir.partition_dir(&tp);
+    log_dir.raise_log_start(&tp, log_start_offset)?;
+    for base_offset in base_offsets {
+        unlink_segment(log_dir.disk(), &dir, *base_offset)?;
+    }
+    if base_offsets.is_empty() { Ok(()) } else { log_dir.disk().sync_dir(&dir) }
+}
+
+/// Removes a partition: its directory first gets a name that no start takes for a partition.
+pub(crate) fn delete_partition<D: Disk>(log_dir: &LogDir<D>, name: &PartitionName) -> Result<(), DiskError> {
+    let (disk, tp) = (log_dir.disk(), named(log_dir, name)?);
+    let id = deletion_id(&tp, log_dir.options().topic_id_seed, log_dir.next_deletion());
+    let dir = log_dir.root().join(tp.deleted_dir_name(id));
+    match disk.list(&dir) {
+        Ok(_) => remove_tree(disk, &dir)?, // left by an earlier process with the same seed
+        Err(error) if error.errno == Errno::NOENT => {}
+        Err(error) => return Err(error),
+    }
+    disk.rename(&log_dir.partition_dir(&tp), &dir)?;
+    disk.sync_dir(log_dir.root())?;
+    log_dir.forget(&tp)?;
+    remove_tree(disk, &dir)?;
+    disk.sync_dir(log_dir.root())
+}
+
+fn parts(new: &Companions) -> [(SegmentFileKind, Position, &[u8]); 3] {
+    [
+        (SegmentFileKind::Index, new.index_position, &new.index),
+        (SegmentFileKind::TimeIndex, new.time_index_position, &new.time_index),
+        (SegmentFileKind::Chain, new.chain_position, &new.chain),
+    ]
+}
+
+/// The checked name of a partition that was opened before, so that its name is known to be valid.
+fn named<D: Disk>(log_dir: &LogDir<D>, name: &PartitionName) -> Result<TopicPartition, DiskError> {
+    topic_partition(name).map_err(|_| DiskError {
+        action: "name",
+        path: log_dir.root().join(format!("{}-{}", name.topic, name.partition)),
+        errno: Errno::INVAL,
+    })
+}

@@ -1,0 +1,75 @@
+//! Torn tail or corruption? The one place that decides what of a damaged segment may be cut off.
+//!
+//! Always holds: in doubt nothing is cut. Invariant I5: at most [`COMMIT_LEN_MAX`] bytes of a partition were in flight
+//! when its writer stopped, so what lies further behind a bad batch was complete before that batch was written.
+
+use crate::disk::{Disk, DiskError};
+use crate::limits::COMMIT_LEN_MAX;
+use crate::log::Durability;
+use crate::log::found::{Ending, Found};
+use crate::log::scan::find_batch;
+use crate::types::Offset;
+
+/// What lies behind a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Behind {
+    /// Base offset of the next segment, if there is one.
+    pub(crate) next_base: Option<Offset>,
+    /// Whether any later segment holds a batch.
+    pub(crate) has_batches: bool,
+}
+
+/// What to do with a segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Its batches fill the file.
+    Keep,
+    /// Cut the file behind its last batch; the log goes on in the next segment, if there is one.
+    Trim,
+    /// The log ends here: cut the file behind its last batch and drop the segments behind it.
+    End,
+    /// Change nothing: why.
+    Corrupt(String),
+}
+
+/// Decides about one segment that was read up to `found.end`.
+pub(crate) fn judge<D: Disk>(
+    disk: &D,
+    found: &Found<D>,
+    behind: Behind,
+    recovery_point: Offset,
+    durability: Durability,
+) -> Result<Verdict, DiskError> {
+    let Ending::Damage(damage) = &found.ending else { return Ok(Verdict::Keep) };
+    if behind.next_base == Some(found.next_offset) {
+        // The log is whole: this is the space reserved ahead of a segment that was not sealed any more.
+        return Ok(Verdict::Trim);
+    }
+    if found.next_offset < recovery_point {
+        return Ok(Verdict::Corrupt(format!("{damage}, below the recovery point {recovery_point}")));
+    }
+    if durability == Durability::Written {
+        return Ok(Verdict::End); // a power cut may take anything above the recovery point, by contract
+    }
+    if let Some(side_end) = found.side_end.filter(|end| *end > found.end) {
+        return Ok(Verdict::Corrupt(format!("{damage}, although the side file reaches to {side_end}")));
+    }
+    if behind.has_batches {
+        return Ok(Verdict::Corrupt(format!("{damage}, although a later segment holds batches")));
+    }
+    let file = found.file.as_ref().expect("a segment with damage was scanned and is open");
+    let from = found.end.plus(COMMIT_LEN_MAX);
+    let end_offset = Offset::new(found.base_offset.get().saturating_add(i64::from(i32::MAX) + 1));
+    match find_batch(disk, file, from, found.next_offset, end_offset)? {
+        Some(at) => Ok(Verdict::Corrupt(format!("{damage}, although a valid batch follows at {at}"))),
+        None => Ok(Verdict::End),
+    }
+}
+
+/// Bytes from `found.end` to the last byte that is not zero.
+pub(crate) fn torn_len<D: Disk>(disk: &D, found: &Found<D>) -> Result<u64, DiskError> {
+    let Some(file) = &found.file else { return Ok(0) };
+    let mut reader = crate::log::scan::SegmentReader::new(disk, file, crate::log::scan::SCAN_BLOCK_LEN)?;
+    let end = reader.last_nonzero(found.end)?;
+    Ok(end.max(found.end).since(found.end).get())
+}
