@@ -2,8 +2,11 @@
 //! core's operations.
 //!
 //! This is the only crate of the workspace with unsafe code. Every block names the invariant it relies
-//! on; UNSAFE.md lists them with the tests that hold them. Reading path: [`memory`], [`arena`].
+//! on; UNSAFE.md lists them with the tests that hold them. Reading path: [`memory`], [`arena`],
+//! [`file`], [`disk`].
 
 pub mod arena;
+pub mod disk;
+pub mod file;
 pub mod memory;
 pub mod residency;
