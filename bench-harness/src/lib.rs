@@ -1,1 +1,3 @@
 //! rohrpost-bench.
+
+pub mod inspect;

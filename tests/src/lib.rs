@@ -1,1 +1,4 @@
-//! rohrpost-tests.
+//! Helpers of the test suite in `suite/`: the golden directories, and a real Apache Kafka broker.
+
+pub mod dump;
+pub mod golden;
