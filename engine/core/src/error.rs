@@ -117,6 +117,14 @@ pub enum PartitionFailure {
         /// The kernel's answer.
         errno: crate::disk::Errno,
     },
+    /// The last block could not be read back, so nothing can be appended behind it.
+    #[error("reading the end of segment {base_offset} failed: {errno}{}", errno.remedy())]
+    Read {
+        /// Which segment.
+        base_offset: Offset,
+        /// The kernel's answer.
+        errno: crate::disk::Errno,
+    },
     /// A file operation beside the data path failed.
     #[error(transparent)]
     Disk(DiskError),

@@ -6,14 +6,18 @@
 //!
 //! Reading path: [`types`], [`platform`], [`ops`], [`log`], [`fetch`], [`service`].
 
+pub mod cache;
 pub mod disk;
 pub mod error;
 pub mod fetch;
 pub mod format;
 pub mod limits;
 pub mod log;
+mod memory;
 pub mod message;
 pub mod ops;
 pub mod platform;
 pub mod service;
+pub mod shard;
+mod token;
 pub mod types;

@@ -4,8 +4,7 @@
 use crate::platform::{CHUNK_LEN_MAX, DIRECT_IO_ALIGN, SLAB_LEN};
 use crate::types::ByteCount;
 
-/// Largest record batch a partition accepts unless configured otherwise: Kafka's `message.max.bytes`.
-pub const BATCH_LEN_MAX_DEFAULT: ByteCount = ByteCount::new(1_048_588);
+pub use crate::format::batch::BATCH_LEN_MAX_DEFAULT;
 
 /// Most bytes of one partition in flight to the device. Recovery relies on it: beyond a torn write of
 /// this length nothing was ever in flight (invariant I5).

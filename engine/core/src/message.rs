@@ -1,12 +1,15 @@
 //! What the outside asks of a shard, and the answers.
 
+use std::fmt;
+use std::path::PathBuf;
+
 use bytes::Bytes;
 
 use crate::error::{AppendError, FetchError, PartitionError};
 use crate::fetch::{FetchRequest, Fetched};
 use crate::log::LogConfig;
 use crate::platform::Platform;
-use crate::types::{LeaderEpoch, Offset, Timestamp};
+use crate::types::{LeaderEpoch, Offset};
 
 /// Names a request to whoever sent it; the shard returns it unread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,6 +26,19 @@ pub struct PartitionName {
     pub topic: String,
     /// From 0.
     pub partition: u32,
+}
+
+impl PartitionName {
+    /// The partition's directory, relative to the log directory.
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(self.to_string())
+    }
+}
+
+impl fmt::Display for PartitionName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.topic, self.partition)
+    }
 }
 
 /// A request to a shard.
@@ -50,8 +66,6 @@ pub enum Request {
     CancelFetch(Ticket),
     /// Where the log begins and ends.
     Watermarks(PartitionId),
-    /// First offset whose batch's timestamp is at or after this one.
-    OffsetForTimestamp(PartitionId, Timestamp),
     /// Raise the log start offset; -1 means the high watermark.
     DeleteRecords {
         /// Where.
@@ -99,8 +113,6 @@ pub enum Reply<P: Platform> {
     Fetched(Result<Fetched<P>, FetchError>),
     /// To `Watermarks`.
     Watermarks(Result<Watermarks, PartitionError>),
-    /// To `OffsetForTimestamp`: the offset and timestamp found, if any.
-    OffsetForTimestamp(Result<Option<(Offset, Timestamp)>, PartitionError>),
     /// To `DeleteRecords`: the new log start offset.
     RecordsDeleted(Result<Offset, PartitionError>),
     /// To `Delete`.

@@ -25,9 +25,9 @@ pub const CHUNK_LEN_MAX: ByteCount = ByteCount::mib(1);
 /// The arena grows by slabs of this length, the length of 32 transparent huge pages.
 pub const SLAB_LEN: ByteCount = ByteCount::mib(64);
 
-const _: () = assert!(CHUNK_LEN_MIN.get() % DIRECT_IO_ALIGN == 0);
-const _: () = assert!(CHUNK_LEN_MAX.get() % CHUNK_LEN_MIN.get() == 0);
-const _: () = assert!(SLAB_LEN.get() % CHUNK_LEN_MAX.get() == 0);
+const _: () = assert!(CHUNK_LEN_MIN.get().is_multiple_of(DIRECT_IO_ALIGN));
+const _: () = assert!(CHUNK_LEN_MAX.get().is_multiple_of(CHUNK_LEN_MIN.get()));
+const _: () = assert!(SLAB_LEN.get().is_multiple_of(CHUNK_LEN_MAX.get()));
 
 /// One driver's types and abilities.
 pub trait Platform: Sized + 'static {

@@ -1,7 +1,10 @@
 //! Reading: from an offset and a byte limit to bytes on a socket.
 
 mod mode;
+pub(crate) mod plan;
+pub mod policy;
 mod request;
+pub(crate) mod transfer;
 
 pub use mode::{Mode, UnknownMode};
-pub use request::{FETCHED_PIECES_MAX, FetchOutcome, FetchRequest, Fetched};
+pub use request::{FetchOutcome, FetchRequest, Fetched};

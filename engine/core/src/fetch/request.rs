@@ -1,14 +1,9 @@
 //! What a reader asks for and what it gets.
 
-use arrayvec::ArrayVec;
-
 use crate::fetch::Mode;
 use crate::message::{PartitionId, Watermarks};
 use crate::platform::{Lease, Platform};
 use crate::types::{ByteCount, Offset, Position};
-
-/// Most pieces in an answer to a handle.
-pub const FETCHED_PIECES_MAX: usize = 20;
 
 /// Read a partition from an offset. The answer starts at the batch that contains the offset, may end
 /// in the middle of a batch, and never reaches beyond one segment or the high watermark. Its first
@@ -54,7 +49,7 @@ pub struct Fetched<P: Platform> {
     /// What it contains.
     pub outcome: FetchOutcome,
     /// The bytes, in order.
-    pub pieces: ArrayVec<P::Lease, FETCHED_PIECES_MAX>,
+    pub pieces: Vec<P::Lease>,
 }
 
 impl<P: Platform> Fetched<P> {

@@ -4,8 +4,10 @@ use std::fmt;
 
 use crate::disk::Caching;
 use crate::error::PartitionError;
+use crate::format::index::{OFFSET_ENTRY_LEN, OffsetIndex, TIME_ENTRY_LEN, TimeIndex};
+use crate::format::index_build::IndexBuilder;
 use crate::limits::{BATCH_LEN_MAX_DEFAULT, BATCH_LEN_MAX_MAX};
-use crate::types::ByteCount;
+use crate::types::{ByteCount, Offset};
 
 /// What an acknowledgement means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -89,6 +91,14 @@ pub struct LogConfig {
 impl LogConfig {
     /// Largest step of preallocation.
     pub const PREALLOCATE_LEN_MAX: ByteCount = ByteCount::mib(64);
+
+    /// Empty indexes for a segment, as long as this configuration lets them grow.
+    pub fn new_index(&self, base_offset: Offset) -> IndexBuilder {
+        let len = self.index_len_max.as_usize();
+        let offsets = OffsetIndex::new(base_offset, len / OFFSET_ENTRY_LEN);
+        let times = TimeIndex::new(base_offset, len / TIME_ENTRY_LEN);
+        IndexBuilder::new(offsets, times, self.index_interval)
+    }
 
     /// Checks every setting against its range.
     ///

@@ -1,5 +1,7 @@
 //! The log of one partition: segments on disk, the tail in memory, and what moves between them.
 
+pub(crate) mod append;
+mod commit;
 pub mod config;
 mod epochs;
 mod files;
@@ -7,11 +9,15 @@ mod found;
 mod identity;
 mod inventory;
 pub mod log_dir;
+pub(crate) mod partition;
 mod recovery;
 mod repair;
 mod scan;
+pub(crate) mod segment;
 mod segments;
 pub mod step;
+pub(crate) mod tail;
+mod upkeep;
 mod verdict;
 
 pub use config::{Durability, LogConfig, WriteMode};

@@ -1,0 +1,405 @@
+//! The read cache: which ranges of which segments are in memory.
+//!
+//! Owns one lease per cached chunk, and the reads that are under way to fill one. A chunk covers a
+//! position range that is aligned to its own length, so that a granule of [`CHUNK_LEN_MIN`] is in at
+//! most one chunk (invariant I9). Scan-resistant: what a reader brought from the disk waits in a short
+//! queue and leaves it unless a second reader asks for it; what was written lately, or read twice, is
+//! in the main queue. Several readers of one cold range wait for one read.
+//!
+//! Units: positions in a segment file. Does not read, does not allocate after construction.
+
+use rustc_hash::FxHashMap;
+
+use crate::platform::{CHUNK_LEN_MIN, Lease};
+use crate::types::{ByteCount, Position};
+
+/// A segment, to the cache and to transfers. Never reused within a shard's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SegmentUid(pub u32);
+
+/// "No entry", "no waiter".
+pub(crate) const NONE: u32 = u32::MAX;
+
+/// Share of the arena that once-read chunks may fill before they are evicted first.
+const PROBATION_SHARE: u64 = 4;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Queue {
+    Free,
+    Loading,
+    Probation,
+    Main,
+}
+
+struct Entry<L> {
+    uid: SegmentUid,
+    /// Start of the chunk's range, aligned to its length.
+    position: Position,
+    /// Length of the chunk.
+    len: ByteCount,
+    /// The part of the range that holds log bytes; the lease covers exactly this.
+    valid: (Position, Position),
+    lease: Option<L>,
+    queue: Queue,
+    hits: u8,
+    generation: u32,
+    previous: u32,
+    next: u32,
+    first_waiter: u32,
+}
+
+#[derive(Clone, Copy)]
+struct Ends {
+    oldest: u32,
+    newest: u32,
+    len: ByteCount,
+}
+
+const EMPTY: Ends = Ends { oldest: NONE, newest: NONE, len: ByteCount::ZERO };
+
+/// What the cache knows of a position.
+pub enum Lookup<L> {
+    /// In memory: a lease over `[start, end)`, which contains the position.
+    Resident {
+        /// The bytes.
+        lease: L,
+        /// Position of its first byte.
+        start: Position,
+        /// Position after its last byte.
+        end: Position,
+    },
+    /// A read is under way.
+    Loading(u32),
+    /// Neither.
+    Missing,
+}
+
+/// See the module documentation.
+pub struct ReadCache<L> {
+    entries: Vec<Entry<L>>,
+    free: Vec<u32>,
+    granules: FxHashMap<(SegmentUid, u32), u32>,
+    probation: Ends,
+    main: Ends,
+}
+
+impl<L: Lease> ReadCache<L> {
+    /// Room for an arena of `arena_len_max` bytes.
+    pub fn new(arena_len_max: ByteCount) -> Self {
+        let granules = (arena_len_max.get() / CHUNK_LEN_MIN.get()) as usize;
+        let mut map = FxHashMap::default();
+        map.reserve(granules * 2);
+        Self {
+            entries: Vec::with_capacity(granules),
+            free: Vec::with_capacity(granules),
+            granules: map,
+            probation: EMPTY,
+            main: EMPTY,
+        }
+    }
+
+    /// Looks a position up and counts the use.
+    pub fn lookup(&mut self, uid: SegmentUid, position: Position) -> Lookup<L> {
+        let Some(&index) = self.granules.get(&(uid, granule(position))) else { return Lookup::Missing };
+        let entry = &mut self.entries[index as usize];
+        if entry.queue == Queue::Loading {
+            return Lookup::Loading(index);
+        }
+        let (start, end) = entry.valid;
+        if position < start || position >= end {
+            return Lookup::Missing;
+        }
+        entry.hits = entry.hits.saturating_add(1);
+        match &entry.lease {
+            Some(lease) => Lookup::Resident { lease: lease.clone(), start, end },
+            None => Lookup::Missing,
+        }
+    }
+
+    /// Adds a chunk that was just written. Replaces what covered the same granules.
+    pub fn insert_written(
+        &mut self,
+        uid: SegmentUid,
+        position: Position,
+        len: ByteCount,
+        valid: (Position, Position),
+        lease: L,
+    ) {
+        self.remove_range(uid, position, len);
+        let index = self.new_entry(uid, position, len);
+        self.fill(index, valid, lease);
+        self.push(index, Queue::Main);
+    }
+
+    /// Notes that a read of a chunk is under way; returns its entry. `None` if part of the range is
+    /// covered or being read already.
+    pub fn begin_load(&mut self, uid: SegmentUid, position: Position, len: ByteCount) -> Option<u32> {
+        let taken = granules_of(position, len).any(|granule| match self.granules.get(&(uid, granule)) {
+            Some(&index) => self.entries[index as usize].queue == Queue::Loading,
+            None => false,
+        });
+        if taken {
+            return None;
+        }
+        self.remove_range(uid, position, len);
+        let index = self.new_entry(uid, position, len);
+        self.entries[index as usize].queue = Queue::Loading;
+        Some(index)
+    }
+
+    /// The generation that a completed read must name; see [`Self::end_load`].
+    pub fn generation(&self, index: u32) -> u32 {
+        self.entries[index as usize].generation
+    }
+
+    /// Where a loading entry's chunk lies.
+    pub fn loading_range(&self, index: u32) -> (SegmentUid, Position, ByteCount) {
+        let entry = &self.entries[index as usize];
+        (entry.uid, entry.position, entry.len)
+    }
+
+    /// Notes up to where a loading entry's read will be valid.
+    pub fn expect(&mut self, index: u32, end: Position) {
+        let entry = &mut self.entries[index as usize];
+        debug_assert_eq!(entry.queue, Queue::Loading);
+        entry.valid = (entry.position, end);
+    }
+
+    /// Length of what a loading entry's read must bring.
+    pub fn expected_len(&self, index: u32) -> ByteCount {
+        let (start, end) = self.entries[index as usize].valid;
+        end.since(start)
+    }
+
+    /// A read has ended: `Some(lease)` over `[position, position + lease.len())`, or `None` if it
+    /// failed. Returns the head of the list of waiters. Ignored, with no waiters, if the entry has been
+    /// given up meanwhile.
+    pub fn end_load(&mut self, index: u32, generation: u32, lease: Option<L>) -> u32 {
+        let entry = &mut self.entries[index as usize];
+        if entry.generation != generation || entry.queue != Queue::Loading {
+            return NONE;
+        }
+        let waiters = std::mem::replace(&mut entry.first_waiter, NONE);
+        let start = entry.position;
+        match lease.filter(|lease| !lease.is_empty()) {
+            Some(lease) => {
+                let end = start.plus(ByteCount::of_usize(lease.len()));
+                self.fill(index, (start, end), lease);
+                self.push(index, Queue::Probation);
+            }
+            None => self.release(index),
+        }
+        waiters
+    }
+
+    /// Puts `waiter` at the head of a loading entry's list; returns the previous head, which the waiter
+    /// must remember as its successor.
+    pub fn add_waiter(&mut self, index: u32, waiter: u32) -> u32 {
+        let entry = &mut self.entries[index as usize];
+        debug_assert_eq!(entry.queue, Queue::Loading);
+        std::mem::replace(&mut entry.first_waiter, waiter)
+    }
+
+    /// Gives up the chunk that is worth least. Its memory is free once the last transfer that still
+    /// names it has ended. `false` if nothing is cached.
+    pub fn evict(&mut self, capacity: ByteCount) -> bool {
+        let index = if self.probation.len.get() * PROBATION_SHARE > capacity.get() || self.main.oldest == NONE
+        {
+            self.oldest_of_probation().or_else(|| self.oldest_of_main())
+        } else {
+            self.oldest_of_main().or_else(|| self.oldest_of_probation())
+        };
+        match index {
+            Some(index) => {
+                self.unlink(index);
+                self.release(index);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Takes a resident chunk out, whoever else still holds a lease on it; returns its valid range and
+    /// lease.
+    pub fn take(&mut self, uid: SegmentUid, position: Position) -> Option<((Position, Position), L)> {
+        let index = *self.granules.get(&(uid, granule(position)))?;
+        if self.entries[index as usize].queue == Queue::Loading {
+            return None;
+        }
+        self.unlink(index);
+        let valid = self.entries[index as usize].valid;
+        let lease = self.entries[index as usize].lease.take();
+        self.release(index);
+        lease.map(|lease| (valid, lease))
+    }
+
+    /// Forgets everything of a segment in `[0, end)`.
+    pub fn remove_segment(&mut self, uid: SegmentUid, end: Position) {
+        let len = ByteCount::new(end.align_up(CHUNK_LEN_MIN.get()).get());
+        self.remove_range(uid, Position::ZERO, len);
+    }
+
+    /// Bytes of chunks that hold data.
+    pub fn len(&self) -> ByteCount {
+        ByteCount::new(self.probation.len.get() + self.main.len.get())
+    }
+
+    /// Whether no chunk holds data.
+    pub fn is_empty(&self) -> bool {
+        self.len() == ByteCount::ZERO
+    }
+
+    /// Removes resident entries that touch the range. Reads under way are left alone: their entries
+    /// keep their waiters and end by themselves.
+    fn remove_range(&mut self, uid: SegmentUid, position: Position, len: ByteCount) {
+        for granule in granules_of(position, len) {
+            let Some(&index) = self.granules.get(&(uid, granule)) else { continue };
+            if self.entries[index as usize].queue != Queue::Loading {
+                self.unlink(index);
+                self.release(index);
+            }
+        }
+    }
+
+    fn oldest_of_probation(&mut self) -> Option<u32> {
+        // A second use after the first reader's own promotes; one reader crossing a chunk boundary with
+        // two requests counts twice, hence three.
+        loop {
+            let index = self.probation.oldest;
+            if index == NONE {
+                return None;
+            }
+            if self.entries[index as usize].hits < 4 {
+                return Some(index);
+            }
+            self.unlink(index);
+            self.entries[index as usize].hits = 0;
+            self.push(index, Queue::Main);
+        }
+    }
+
+    fn oldest_of_main(&mut self) -> Option<u32> {
+        // Second chance: used since it was last looked at.
+        loop {
+            let index = self.main.oldest;
+            if index == NONE {
+                return None;
+            }
+            if self.entries[index as usize].hits == 0 {
+                return Some(index);
+            }
+            self.unlink(index);
+            self.entries[index as usize].hits = 0;
+            self.push(index, Queue::Main);
+        }
+    }
+
+    fn new_entry(&mut self, uid: SegmentUid, position: Position, len: ByteCount) -> u32 {
+        debug_assert_eq!(position.get() % len.get(), 0, "I9");
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None => {
+                self.entries.push(Entry {
+                    uid,
+                    position,
+                    len,
+                    valid: (position, position),
+                    lease: None,
+                    queue: Queue::Free,
+                    hits: 0,
+                    generation: 0,
+                    previous: NONE,
+                    next: NONE,
+                    first_waiter: NONE,
+                });
+                (self.entries.len() - 1) as u32
+            }
+        };
+        let entry = &mut self.entries[index as usize];
+        entry.uid = uid;
+        entry.position = position;
+        entry.len = len;
+        entry.hits = 0;
+        entry.first_waiter = NONE;
+        for granule in granules_of(position, len) {
+            self.granules.insert((uid, granule), index);
+        }
+        index
+    }
+
+    fn fill(&mut self, index: u32, valid: (Position, Position), lease: L) {
+        debug_assert_eq!(valid.1.since(valid.0).as_usize(), lease.len());
+        let entry = &mut self.entries[index as usize];
+        entry.valid = valid;
+        entry.lease = Some(lease);
+    }
+
+    /// Returns an unlinked entry to the free list.
+    fn release(&mut self, index: u32) {
+        let entry = &mut self.entries[index as usize];
+        entry.lease = None;
+        entry.queue = Queue::Free;
+        entry.generation = entry.generation.wrapping_add(1);
+        let (uid, position, len) = (entry.uid, entry.position, entry.len);
+        for granule in granules_of(position, len) {
+            if self.granules.get(&(uid, granule)) == Some(&index) {
+                self.granules.remove(&(uid, granule));
+            }
+        }
+        self.free.push(index);
+    }
+
+    fn ends(&mut self, queue: Queue) -> &mut Ends {
+        match queue {
+            Queue::Probation => &mut self.probation,
+            _ => &mut self.main,
+        }
+    }
+
+    fn push(&mut self, index: u32, queue: Queue) {
+        let newest = self.ends(queue).newest;
+        let entry = &mut self.entries[index as usize];
+        entry.queue = queue;
+        entry.previous = newest;
+        entry.next = NONE;
+        let len = entry.len.get();
+        if newest != NONE {
+            self.entries[newest as usize].next = index;
+        }
+        let ends = self.ends(queue);
+        if newest == NONE {
+            ends.oldest = index;
+        }
+        ends.newest = index;
+        ends.len = ByteCount::new(ends.len.get() + len);
+    }
+
+    fn unlink(&mut self, index: u32) {
+        let entry = &self.entries[index as usize];
+        let (queue, previous, next, len) = (entry.queue, entry.previous, entry.next, entry.len.get());
+        debug_assert!(matches!(queue, Queue::Main | Queue::Probation), "{queue:?}");
+        if previous != NONE {
+            self.entries[previous as usize].next = next;
+        }
+        if next != NONE {
+            self.entries[next as usize].previous = previous;
+        }
+        let ends = self.ends(queue);
+        if ends.oldest == index {
+            ends.oldest = next;
+        }
+        if ends.newest == index {
+            ends.newest = previous;
+        }
+        ends.len = ByteCount::new(ends.len.get() - len);
+    }
+}
+
+fn granule(position: Position) -> u32 {
+    (position.get() / CHUNK_LEN_MIN.get()) as u32
+}
+
+fn granules_of(position: Position, len: ByteCount) -> impl Iterator<Item = u32> {
+    let first = granule(position);
+    first..first + (len.get() / CHUNK_LEN_MIN.get()) as u32
+}

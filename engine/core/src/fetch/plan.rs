@@ -1,0 +1,125 @@
+//! Planning: from an offset to a position, and to the range of bytes that answers a request. Memory
+//! only: what is not in memory is named, so that it can be read.
+
+use crate::cache::{Lookup, SegmentUid};
+use crate::error::FetchError;
+use crate::fetch::FetchRequest;
+use crate::format::batch::PREFIX_LEN;
+use crate::format::walk::{Seek, seek};
+use crate::log::partition::Partition;
+use crate::memory::Memory;
+use crate::platform::{Lease, Platform};
+use crate::types::{ByteCount, Offset, Position};
+
+/// What a look at memory brings.
+pub(crate) enum Glance<P: Platform> {
+    /// The lease's range `[start, end)` contains the position.
+    Resident { lease: P::Lease, start: Position, end: Position },
+    /// A read of it is under way.
+    Loading(u32),
+    /// It has to be read.
+    Missing,
+}
+
+/// Where the batch lies that contains an offset.
+pub(crate) enum Located<P: Platform> {
+    /// It starts here and is so long.
+    At(Position, ByteCount),
+    /// No batch of this segment contains it or a later offset: compaction has left a gap at its end.
+    Beyond,
+    /// The walk stops at the batch `at`, for want of the bytes at `missing`.
+    Stopped { at: Position, missing: Position, glance: Glance<P> },
+}
+
+impl<P: Platform> Partition<P> {
+    /// Looks at `position` of a segment, in the tail first, then in the cache. `end` bounds what readers
+    /// may see.
+    pub(crate) fn glance(
+        &self,
+        memory: &mut Memory<P>,
+        uid: SegmentUid,
+        position: Position,
+        end: Position,
+    ) -> Glance<P> {
+        if let Some((lease, start, end)) = self.tail.lease_at(uid, position, end) {
+            return Glance::Resident { lease, start, end };
+        }
+        match memory.cache.lookup(uid, position) {
+            Lookup::Resident { lease, start, end: to } if to > end => {
+                if end <= position {
+                    return Glance::Missing;
+                }
+                let lease = lease.slice(0..end.since(start).as_usize());
+                Glance::Resident { lease, start, end }
+            }
+            Lookup::Resident { lease, start, end } => Glance::Resident { lease, start, end },
+            Lookup::Loading(entry) => Glance::Loading(entry),
+            Lookup::Missing => Glance::Missing,
+        }
+    }
+
+    /// Where to start walking for `request` in segment `index`.
+    pub(crate) fn walk_start(&self, index: usize, request: &FetchRequest) -> Position {
+        self.segments[index].index.offsets().start_before(request.offset).position
+    }
+
+    /// Walks the batch headers from `at` to the batch that contains the request's offset, or the first one
+    /// after it.
+    pub(crate) fn locate(
+        &self,
+        memory: &mut Memory<P>,
+        index: usize,
+        request: &FetchRequest,
+        mut at: Position,
+    ) -> Result<Located<P>, FetchError> {
+        let segment = &self.segments[index];
+        let (uid, end) = (segment.uid, self.visible_end(index));
+        while at < end {
+            let (lease, start) = match self.glance(memory, uid, at, end) {
+                Glance::Resident { lease, start, .. } => (lease, start),
+                glance => return Ok(Located::Stopped { at, missing: at, glance }),
+            };
+            let window = &lease.as_ref()[at.since(start).as_usize()..];
+            let mut found = seek(window, at, request.offset);
+            if let Seek::ReadOn(header) = found {
+                let next = start.plus(ByteCount::of_usize(lease.len()));
+                if header >= next || header >= end {
+                    at = header;
+                    continue;
+                }
+                // The header lies in two chunks: look at its bytes end to end.
+                let here = &window[header.since(at).as_usize()..];
+                let mut prefix = [0; PREFIX_LEN];
+                prefix[..here.len()].copy_from_slice(here);
+                let (lease, start) = match self.glance(memory, uid, next, end) {
+                    Glance::Resident { lease, start, .. } => (lease, start),
+                    glance => return Ok(Located::Stopped { at: header, missing: next, glance }),
+                };
+                let more = &lease.as_ref()[next.since(start).as_usize()..];
+                let wanted = (PREFIX_LEN - here.len()).min(more.len());
+                prefix[here.len()..here.len() + wanted].copy_from_slice(&more[..wanted]);
+                found = seek(&prefix[..here.len() + wanted], header, request.offset);
+                if let Seek::ReadOn(after) = found {
+                    if after == header {
+                        return Err(corrupt(segment.base_offset, header));
+                    }
+                    at = after;
+                    continue;
+                }
+            }
+            return match found {
+                Seek::Found(position, batch) if position.plus(batch.len()) <= end => {
+                    Ok(Located::At(position, batch.len()))
+                }
+                Seek::Found(position, _) | Seek::Stopped(position, _) | Seek::ReadOn(position) => {
+                    Err(corrupt(segment.base_offset, position))
+                }
+            };
+        }
+        Ok(Located::Beyond)
+    }
+}
+
+fn corrupt(base_offset: Offset, position: Position) -> FetchError {
+    FetchError::Corrupt { base_offset, position: position.get() }
+}

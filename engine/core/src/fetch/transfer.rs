@@ -1,0 +1,141 @@
+//! A fetch under way: from the request to the last byte handed to a socket or a handle.
+//!
+//! Always holds: a fetch is in one place at a time: new, parked on its partition, waiting for one read
+//! of the cache, or streaming. A slot is reused only when nothing names it any more: a cancelled fetch
+//! that still stands in a list of waiters keeps its slot until that read has ended.
+
+use crate::cache::{NONE, SegmentUid};
+use crate::error::FetchError;
+use crate::fetch::{FetchOutcome, FetchRequest, Mode};
+use crate::log::partition::Origin;
+use crate::platform::Platform;
+use crate::types::{Nanos, Position};
+
+/// Names a fetch and its slot's generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FetchId {
+    pub(crate) index: u32,
+    pub(crate) generation: u32,
+}
+
+/// How far a fetch has come.
+pub(crate) enum FetchState<P: Platform> {
+    /// The slot is free.
+    Free,
+    /// Not looked at yet, or to be looked at again.
+    New,
+    /// Waits for data beyond the high watermark, until its deadline.
+    Parked,
+    /// Looks for the batch that contains the offset: walked up to here.
+    Locating { uid: SegmentUid, at: Position },
+    /// Planned: `[at, end)` is still to be handed over.
+    Streaming(Stream<P>),
+    /// Nobody wants the answer any more.
+    Cancelled,
+}
+
+/// The rest of a planned fetch.
+pub(crate) struct Stream<P: Platform> {
+    pub(crate) outcome: FetchOutcome,
+    pub(crate) uid: SegmentUid,
+    pub(crate) at: Position,
+    pub(crate) end: Position,
+    pub(crate) mode: Mode,
+    /// What a handle gets; connections send piece by piece.
+    pub(crate) pieces: Vec<P::Lease>,
+}
+
+/// One fetch.
+pub(crate) struct Fetch<P: Platform> {
+    pub(crate) generation: u32,
+    pub(crate) request: FetchRequest,
+    pub(crate) origin: Origin,
+    pub(crate) deadline: Nanos,
+    pub(crate) state: FetchState<P>,
+    /// Whether it stands in a list of waiters of the cache, and its successor there.
+    pub(crate) waiting: bool,
+    pub(crate) next_waiter: u32,
+    /// A read it waited for has failed.
+    pub(crate) failure: Option<FetchError>,
+}
+
+/// All fetches of a shard. Does not allocate within its capacity.
+pub(crate) struct Fetches<P: Platform> {
+    slots: Vec<Fetch<P>>,
+    free: Vec<u32>,
+    max: u32,
+}
+
+impl<P: Platform> Fetches<P> {
+    pub(crate) fn new(max: u32) -> Self {
+        Self { slots: Vec::with_capacity(max as usize), free: Vec::with_capacity(max as usize), max }
+    }
+
+    /// A slot for a request; `None` at the limit.
+    pub(crate) fn insert(
+        &mut self,
+        request: FetchRequest,
+        origin: Origin,
+        deadline: Nanos,
+    ) -> Option<FetchId> {
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None if (self.slots.len() as u32) < self.max => {
+                self.slots.push(Fetch {
+                    generation: 0,
+                    request,
+                    origin,
+                    deadline,
+                    state: FetchState::Free,
+                    waiting: false,
+                    next_waiter: NONE,
+                    failure: None,
+                });
+                self.slots.len() as u32 - 1
+            }
+            None => return None,
+        };
+        let fetch = &mut self.slots[index as usize];
+        fetch.request = request;
+        fetch.origin = origin;
+        fetch.deadline = deadline;
+        fetch.state = FetchState::New;
+        fetch.failure = None;
+        Some(FetchId { index, generation: fetch.generation })
+    }
+
+    /// The fetch, unless its slot has been freed meanwhile.
+    pub(crate) fn get_mut(&mut self, id: FetchId) -> Option<&mut Fetch<P>> {
+        let fetch = self.slots.get_mut(id.index as usize)?;
+        let current = fetch.generation == id.generation && !matches!(fetch.state, FetchState::Free);
+        current.then_some(fetch)
+    }
+
+    /// The fetch in a list of waiters, and takes it out of the list: returns its id and its successor.
+    pub(crate) fn leave_waiters(&mut self, index: u32) -> (FetchId, u32) {
+        let fetch = &mut self.slots[index as usize];
+        fetch.waiting = false;
+        (FetchId { index, generation: fetch.generation }, std::mem::replace(&mut fetch.next_waiter, NONE))
+    }
+
+    /// Frees the slot, now or when the read it waits for has ended.
+    pub(crate) fn end(&mut self, id: FetchId) {
+        let Some(fetch) = self.get_mut(id) else { return };
+        if fetch.waiting {
+            fetch.state = FetchState::Cancelled;
+            return;
+        }
+        fetch.state = FetchState::Free;
+        fetch.generation = fetch.generation.wrapping_add(1);
+        self.free.push(id.index);
+    }
+
+    /// Ids of every fetch that is under way; for shutdown and deletion, not for every turn.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = (FetchId, &Fetch<P>)> {
+        self.slots
+            .iter()
+            .enumerate()
+            .filter(|(_, fetch)| !matches!(fetch.state, FetchState::Free))
+            .map(|(index, fetch)| (FetchId { index: index as u32, generation: fetch.generation }, fetch))
+    }
+}

@@ -1,0 +1,258 @@
+//! Committing: from the tail in memory to the device, one write in flight per partition.
+//!
+//! A commit is one vectored write of whole blocks straight from the tail, and of a bounced copy of the
+//! last, partly filled block, padded with zeros: the block in the tail keeps growing while the device
+//! reads its copy (I2). What has been appended meanwhile becomes the next commit: group commit that
+//! clocks itself. The high watermark moves when the commit is complete at the partition's durability
+//! (I1). A failed write or sync fails the partition; it is never retried (I6). A full device is no
+//! failure: the same write is tried again later.
+
+use arrayvec::ArrayVec;
+
+use crate::cache::SegmentUid;
+use crate::disk::{DiskError, Errno};
+use crate::error::PartitionFailure;
+use crate::format::batch::{BatchHeader, HEADER_LEN};
+use crate::limits::COMMIT_LEN_MAX;
+use crate::log::partition::{AckOutcome, LogPoint, Partition, PartitionState, TailState};
+use crate::log::tail::TailChunk;
+use crate::log::{Durability, WriteMode};
+use crate::memory::Memory;
+use crate::message::Appended;
+use crate::ops::{DiskOp, Now, Ops, WRITE_EXTENTS_MAX, Write};
+use crate::platform::{Chunk, DIRECT_IO_ALIGN, Platform};
+use crate::token::Purpose;
+use crate::types::{ByteCount, Position};
+
+/// How long to wait before a reservation or a write is tried again on a full device.
+pub(crate) const FULL_RETRY_MS: u64 = 200;
+
+/// A write may come back short so many times in a row before the partition fails.
+const SHORT_WRITES_MAX: u32 = 8;
+
+impl<P: Platform> Partition<P> {
+    /// Where the next commit starts: the end of the last one, or the start of the next segment.
+    fn commit_start(&self, uid: SegmentUid) -> Position {
+        if self.durable.uid == uid { self.durable.position } else { Position::ZERO }
+    }
+
+    /// Submits the next commit if there is something to write and nothing in its way. Returns whether it
+    /// did.
+    pub(crate) fn push_commit(&mut self, memory: &mut Memory<P>, now: Now, ops: &mut Ops<P>) -> bool {
+        if self.in_flight.is_some() || now.mono < self.retry_at {
+            return false;
+        }
+        if !matches!(self.state, PartitionState::Live | PartitionState::Closing) {
+            return false;
+        }
+        let Some(&first) = self.pending.front() else { return false };
+        let start = self.commit_start(first.uid);
+        let Some(end) = self.commit_end(first.uid, start) else { return false };
+        let Some(index) = self.segment_index(first.uid) else { return false };
+        let Some(file) = self.segments[index].file().cloned() else { return false };
+        let Some(write) = self.build_write(memory, file, start, end) else { return false };
+        ops.disk.push(DiskOp::Write(write));
+        self.in_flight = Some(end);
+        true
+    }
+
+    /// The last accepted append that fits one commit and the reserved blocks.
+    fn commit_end(&self, uid: SegmentUid, start: Position) -> Option<LogPoint> {
+        let index = self.segment_index(uid)?;
+        let from = start.align_down(DIRECT_IO_ALIGN);
+        let to = from.plus(COMMIT_LEN_MAX).min(self.segments[index].preallocated);
+        let fits = |point: &&LogPoint| point.uid == uid && point.position.align_up(DIRECT_IO_ALIGN) <= to;
+        self.pending.iter().take_while(fits).last().copied()
+    }
+
+    fn build_write(
+        &mut self,
+        memory: &mut Memory<P>,
+        file: P::File,
+        start: Position,
+        end: LogPoint,
+    ) -> Option<Write<P>> {
+        let token = Purpose::Commit(self.id).token();
+        let flushed = self.config.durability == Durability::Flushed;
+        let mut extents = ArrayVec::<P::Lease, WRITE_EXTENTS_MAX>::new();
+        let mut push = |lease| extents.push(lease);
+        if self.config.write_mode == WriteMode::Buffered {
+            self.tail.freeze(end.uid, start, end.position, &mut push);
+            let len = end.position.since(start);
+            return Some(Write { token, file, position: start, extents, bounce: None, len, durable: false });
+        }
+        let from = start.align_down(DIRECT_IO_ALIGN);
+        let last_block = end.position.align_down(DIRECT_IO_ALIGN);
+        let bounce = if last_block < end.position {
+            Some(self.bounce_block(memory, end.uid, last_block, end.position)?)
+        } else {
+            None
+        };
+        self.tail.freeze(end.uid, from, last_block, &mut push);
+        let len = end.position.align_up(DIRECT_IO_ALIGN).since(from);
+        Some(Write { token, file, position: from, extents, bounce, len, durable: flushed })
+    }
+
+    /// A padded copy of the last block.
+    fn bounce_block(
+        &mut self,
+        memory: &mut Memory<P>,
+        uid: SegmentUid,
+        block: Position,
+        end: Position,
+    ) -> Option<P::Chunk> {
+        let mut source = None;
+        self.tail.freeze(uid, block, end, |lease| source = Some(lease));
+        // One block lies in one chunk: both are aligned.
+        let source = source?;
+        let mut bounce = memory.take_bounce(&source)?;
+        let bytes = bounce.unfrozen_mut();
+        let source = source.as_ref();
+        bytes[..source.len()].copy_from_slice(source);
+        bytes[source.len()..].fill(0);
+        Some(bounce)
+    }
+
+    /// A commit's write has ended.
+    pub(crate) fn handle_written(
+        &mut self,
+        memory: &mut Memory<P>,
+        now: Now,
+        result: Result<ByteCount, Errno>,
+        ops: &mut Ops<P>,
+        outcomes: &mut Vec<AckOutcome>,
+    ) {
+        let Some(end) = self.in_flight else { return };
+        let start = self.commit_start(end.uid);
+        let expected = match self.config.write_mode {
+            WriteMode::Buffered => end.position.since(start),
+            WriteMode::Direct => {
+                end.position.align_up(DIRECT_IO_ALIGN).since(start.align_down(DIRECT_IO_ALIGN))
+            }
+        };
+        match result {
+            Ok(len) if len >= expected => {
+                self.short_writes = 0;
+                let sync = self.config.write_mode == WriteMode::Buffered
+                    && self.config.durability == Durability::Flushed;
+                let file = self.segment_mut(end.uid).and_then(|segment| segment.file().cloned());
+                match file.filter(|_| sync) {
+                    Some(file) => {
+                        ops.disk.push(DiskOp::Sync { token: Purpose::CommitSync(self.id).token(), file });
+                    }
+                    None => self.finish_commit(memory, end, outcomes),
+                }
+            }
+            Ok(_) if self.short_writes < SHORT_WRITES_MAX => {
+                // The bytes are frozen: writing them again is harmless.
+                self.short_writes += 1;
+                self.in_flight = None;
+            }
+            Err(errno) if errno.is_full() => {
+                self.in_flight = None;
+                self.note_full(now, DiskError { action: "write", path: self.name.path(), errno });
+            }
+            Err(errno) => self.fail_write(end, errno, outcomes),
+            Ok(_) => self.fail_write(end, Errno::IO, outcomes),
+        }
+    }
+
+    /// The device is full: refuse appends, try again later.
+    pub(crate) fn note_full(&mut self, now: Now, error: DiskError) {
+        self.disk_full = Some(error);
+        self.retry_at = now.mono.plus_millis(FULL_RETRY_MS);
+    }
+
+    fn fail_write(&mut self, end: LogPoint, errno: Errno, outcomes: &mut Vec<AckOutcome>) {
+        let base_offset = self.segment_mut(end.uid).map_or(end.offset, |segment| segment.base_offset);
+        self.in_flight = None;
+        self.fail(PartitionFailure::Write { base_offset, errno }, outcomes);
+    }
+
+    /// The sync after a buffered commit has ended.
+    pub(crate) fn handle_synced(
+        &mut self,
+        memory: &mut Memory<P>,
+        result: Result<(), Errno>,
+        outcomes: &mut Vec<AckOutcome>,
+    ) {
+        let Some(end) = self.in_flight else { return };
+        match result {
+            Ok(()) => self.finish_commit(memory, end, outcomes),
+            Err(errno) => {
+                let base_offset = self.segment_mut(end.uid).map_or(end.offset, |s| s.base_offset);
+                self.in_flight = None;
+                self.fail(PartitionFailure::Sync { base_offset, errno }, outcomes);
+            }
+        }
+    }
+
+    /// Everything up to `end` is durable: raise the high watermark, acknowledge, let memory go.
+    fn finish_commit(&mut self, memory: &mut Memory<P>, end: LogPoint, outcomes: &mut Vec<AckOutcome>) {
+        let start = self.commit_start(end.uid);
+        assert!(end.offset > self.durable.offset, "I3 {end:?} {:?}", self.durable);
+        self.extend_chain(end.uid, start, end.position);
+        self.durable = end;
+        self.in_flight = None;
+        self.disk_full = None;
+        while self.pending.front().is_some_and(|point| point.offset <= end.offset) {
+            self.pending.pop_front();
+        }
+        let log_start_offset = self.log_start_offset;
+        while let Some(&ack) = self.acks.front()
+            && ack.end_offset <= end.offset
+        {
+            let (base_offset, end_offset) = (ack.base_offset, ack.end_offset);
+            outcomes.push((ack.origin, Ok(Appended { base_offset, end_offset, log_start_offset })));
+            self.acks.pop_front();
+        }
+        self.retire_tail(memory);
+    }
+
+    /// Hands the chunks that no later commit needs to the cache.
+    fn retire_tail(&mut self, memory: &mut Memory<P>) {
+        let needed = match self.config.write_mode {
+            WriteMode::Direct => self.durable.position.align_down(DIRECT_IO_ALIGN),
+            WriteMode::Buffered => self.durable.position,
+        };
+        while let Some(TailChunk { uid, position, valid_from, chunk }) =
+            self.tail.pop_below(self.durable.uid, needed)
+        {
+            let Some(index) = self.segment_index(uid) else { continue };
+            let to = self.segments[index].end.min(position.plus(ByteCount::of_usize(chunk.len())));
+            memory.retire(uid, position, chunk, valid_from, to);
+        }
+        if self.tail.is_empty() && self.tail_state == TailState::Attached {
+            self.tail_state = TailState::Detached;
+        }
+    }
+
+    /// Feeds the side file with the batches of `[from, to)`, which are durable now.
+    fn extend_chain(&mut self, uid: SegmentUid, from: Position, to: Position) {
+        let mut at = from;
+        while at < to {
+            let Some(header) = self.tail_header(uid, at, to) else {
+                debug_assert!(false, "the tail holds what was just written");
+                return;
+            };
+            let Some(segment) = self.segment_mut(uid) else { return };
+            segment.push_chain(&header, at);
+            at = at.plus(header.batch_len());
+        }
+    }
+
+    /// The header of the batch at `position`, which may lie in two chunks.
+    fn tail_header(&self, uid: SegmentUid, position: Position, end: Position) -> Option<BatchHeader> {
+        let mut bytes = [0; HEADER_LEN];
+        let mut filled = 0;
+        while filled < HEADER_LEN {
+            let at = position.plus(ByteCount::of_usize(filled));
+            let (lease, start, _) = self.tail.lease_at(uid, at, end)?;
+            let source = &lease.as_ref()[at.since(start).as_usize()..];
+            let len = source.len().min(HEADER_LEN - filled);
+            bytes[filled..filled + len].copy_from_slice(&source[..len]);
+            filled += len;
+        }
+        BatchHeader::peek(&bytes).ok()
+    }
+}

@@ -1,0 +1,194 @@
+//! One segment as its partition's owner shard knows it: extents, indexes, file.
+//!
+//! Always holds: batches lie end to end in `[0, end)`; offsets in `[base_offset, next_offset)`;
+//! segments of a partition do not overlap. Units: positions in the segment's file.
+
+use crate::cache::SegmentUid;
+use crate::format::batch::BatchHeader;
+use crate::format::index_build::IndexBuilder;
+use crate::format::side_file::{SegmentIdentity, SideFileBuilder};
+use crate::log::LogConfig;
+use crate::log::step::{CompanionsLen, OpenedSegment};
+use crate::platform::Platform;
+use crate::types::{ByteCount, Offset, Position, Timestamp};
+
+/// A side file record covers so many bytes, batches being whole.
+pub(crate) const CHAIN_INTERVAL: ByteCount = ByteCount::mib(4);
+
+/// The descriptor of a segment.
+pub(crate) enum SegmentFile<P: Platform> {
+    /// Not open, nobody has asked.
+    Closed,
+    /// A step is opening or creating it.
+    Requested,
+    /// Open.
+    Open(P::File),
+}
+
+/// Where a segment stands in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SegmentState {
+    /// Takes appends.
+    Active,
+    /// Rolled; some of it may still have to be written.
+    Full,
+    /// A seal is under way.
+    Sealing,
+    /// Cut to its end, durable, and so are its companions.
+    Sealed,
+}
+
+/// See the module documentation.
+pub(crate) struct Segment<P: Platform> {
+    pub(crate) uid: SegmentUid,
+    pub(crate) base_offset: Offset,
+    pub(crate) next_offset: Offset,
+    pub(crate) end: Position,
+    pub(crate) state: SegmentState,
+    pub(crate) file: SegmentFile<P>,
+    pub(crate) preallocated: Position,
+    pub(crate) extending: bool,
+    pub(crate) index: IndexBuilder,
+    pub(crate) max_timestamp: Timestamp,
+    pub(crate) first_timestamp: Timestamp,
+    pub(crate) modified: Timestamp,
+    /// Makes the side file's records; `None` once it is complete, or given up.
+    pub(crate) chain: Option<SideFileBuilder>,
+    /// Side file bytes that no step has taken yet.
+    pub(crate) chain_pending: Vec<u8>,
+    pub(crate) companions: CompanionsLen,
+    pub(crate) companions_in_flight: bool,
+    /// End of the side file's coverage when it was last written.
+    pub(crate) companions_end: Position,
+}
+
+impl<P: Platform> Segment<P> {
+    /// A new, empty active segment, whose file is still to be made.
+    pub(crate) fn create(
+        uid: SegmentUid,
+        identity: SegmentIdentity,
+        config: &LogConfig,
+        now: Timestamp,
+    ) -> Self {
+        let base_offset = identity.base_offset;
+        Self {
+            uid,
+            base_offset,
+            next_offset: base_offset,
+            end: Position::ZERO,
+            state: SegmentState::Active,
+            file: SegmentFile::Closed,
+            preallocated: Position::ZERO,
+            extending: false,
+            index: config.new_index(base_offset),
+            max_timestamp: Timestamp::NONE,
+            first_timestamp: Timestamp::NONE,
+            modified: now,
+            chain: Some(SideFileBuilder::new(identity, CHAIN_INTERVAL)),
+            chain_pending: identity.encode().to_vec(),
+            companions: CompanionsLen::default(),
+            companions_in_flight: false,
+            companions_end: Position::ZERO,
+        }
+    }
+
+    /// A segment as recovery left it.
+    pub(crate) fn opened(uid: SegmentUid, opened: OpenedSegment<P>, active: bool) -> Self {
+        Self {
+            uid,
+            base_offset: opened.base_offset,
+            next_offset: opened.next_offset,
+            end: opened.end,
+            state: if active { SegmentState::Active } else { SegmentState::Sealed },
+            file: opened.file.map_or(SegmentFile::Closed, SegmentFile::Open),
+            preallocated: opened.preallocated,
+            extending: false,
+            index: opened.index,
+            max_timestamp: opened.max_timestamp,
+            first_timestamp: opened.first_timestamp,
+            modified: opened.modified,
+            chain: opened.chain,
+            chain_pending: Vec::new(),
+            companions: opened.companions_len,
+            companions_in_flight: false,
+            companions_end: opened.end,
+        }
+    }
+
+    /// The open file, if it is.
+    pub(crate) fn file(&self) -> Option<&P::File> {
+        match &self.file {
+            SegmentFile::Open(file) => Some(file),
+            _ => None,
+        }
+    }
+
+    /// Whether the segment must be rolled before `len` bytes of batches, whose last offset will be
+    /// `last_offset` and whose latest timestamp is `timestamp`: Kafka's rules.
+    pub(crate) fn must_roll(
+        &self,
+        config: &LogConfig,
+        len: ByteCount,
+        last_offset: Offset,
+        timestamp: Timestamp,
+        now: Timestamp,
+    ) -> bool {
+        let relative = last_offset.get() - self.base_offset.get();
+        if relative > i64::from(i32::MAX) {
+            return true;
+        }
+        if self.end == Position::ZERO {
+            return false;
+        }
+        self.end.get() + len.get() > config.segment_len_max.get()
+            || self.index.is_full()
+            || self.is_old(config, timestamp, now)
+    }
+
+    /// Whether the time from its first batch to `timestamp` exceeds the limit; wall clock where batches carry
+    /// no timestamps.
+    fn is_old(&self, config: &LogConfig, timestamp: Timestamp, now: Timestamp) -> bool {
+        let (from, to) = if self.first_timestamp >= Timestamp::ZERO && timestamp >= Timestamp::ZERO {
+            (self.first_timestamp, timestamp)
+        } else {
+            (self.modified, now)
+        };
+        i128::from(to.get()) - i128::from(from.get()) > i128::from(config.segment_age_ms_max)
+    }
+
+    /// Takes note of a batch that was placed at the end.
+    pub(crate) fn push_batch(&mut self, header: &BatchHeader, now: Timestamp) {
+        // `must_roll` has made sure that the index takes it: the refusals left are `Full` and `Range`.
+        let pushed = self.index.push_batch(header, self.end);
+        assert!(pushed.is_ok(), "I4: {pushed:?}");
+        if self.end == Position::ZERO {
+            self.first_timestamp = header.max_timestamp();
+        }
+        self.max_timestamp = self.max_timestamp.max(header.max_timestamp());
+        self.modified = now;
+        self.end = self.end.plus(header.batch_len());
+        self.next_offset = header.next_offset();
+    }
+
+    /// Feeds the side file with the next durable batch.
+    pub(crate) fn push_chain(&mut self, header: &BatchHeader, position: Position) {
+        if let Some(chain) = &mut self.chain
+            && let Some(record) = chain.push_batch(header, position)
+        {
+            self.chain_pending.extend_from_slice(&record);
+        }
+    }
+
+    /// The side file's last record: of a sealed segment, or of one that is cleanly closed.
+    pub(crate) fn end_chain(&mut self) {
+        if let Some(chain) = &mut self.chain {
+            let record = if self.state == SegmentState::Active { chain.close() } else { Some(chain.seal()) };
+            self.chain_pending.extend_from_slice(record.as_ref().map_or(&[], |record| record));
+        }
+    }
+
+    /// What `segment.ms` and `retention.ms` compare: the latest timestamp, or the last change.
+    pub(crate) fn retention_timestamp(&self) -> Timestamp {
+        if self.max_timestamp >= Timestamp::ZERO { self.max_timestamp } else { self.modified }
+    }
+}

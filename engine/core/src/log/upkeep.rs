@@ -1,0 +1,415 @@
+//! Everything about a partition's files that is not a commit: making, reserving, sealing, companions,
+//! retention, closing. Decides when a step is due and takes in what it brought; the steps themselves
+//! run elsewhere.
+
+use crate::cache::SegmentUid;
+use crate::disk::{DiskError, Errno};
+use crate::error::{FetchError, PartitionError, PartitionFailure};
+use crate::log::LogConfig;
+use crate::log::partition::{AckOutcome, Partition, PartitionState};
+use crate::log::segment::{Segment, SegmentFile, SegmentState};
+use crate::log::step::{Companions, Step};
+use crate::memory::Memory;
+use crate::message::Ticket;
+use crate::ops::{Now, Ops};
+use crate::platform::{DIRECT_IO_ALIGN, Platform};
+use crate::token::{Purpose, StepKind};
+use crate::types::{ByteCount, Offset, Position, Timestamp};
+
+/// Sealed segments of one partition that stay open for readers.
+const OPEN_SEALED_MAX: usize = 16;
+
+/// Companions are written when so many durable bytes are not covered by them yet.
+const COMPANIONS_INTERVAL: ByteCount = ByteCount::mib(8);
+
+impl<P: Platform> Partition<P> {
+    pub(crate) fn push_step(
+        &mut self,
+        kind: StepKind,
+        segment: Option<usize>,
+        step: Step<P>,
+        ops: &mut Ops<P>,
+    ) {
+        let uid = segment.map_or(SegmentUid(0), |index| self.segments[index].uid);
+        self.steps_in_flight += 1;
+        ops.steps.push((Purpose::Step(kind, self.id, uid).token(), Box::new(step)));
+    }
+
+    /// Starts whatever steps are due. Sealed segments need none.
+    pub(crate) fn push_upkeep(&mut self, now: Now, ops: &mut Ops<P>) {
+        if !matches!(self.state, PartitionState::Live | PartitionState::Closing) {
+            return;
+        }
+        for index in (0..self.segments.len()).rev() {
+            if self.segments[index].state == SegmentState::Sealed {
+                break;
+            }
+            self.push_create(index, now, ops);
+            self.push_extend(index, now, ops);
+            self.push_seal(index, ops);
+            self.push_companions(index, ops);
+        }
+        self.push_close(ops);
+    }
+
+    /// A new segment gets its file once there is something to write into it.
+    fn push_create(&mut self, index: usize, now: Now, ops: &mut Ops<P>) {
+        let segment = &mut self.segments[index];
+        let wanted = segment.end > Position::ZERO && matches!(segment.file, SegmentFile::Closed);
+        if !wanted || segment.state == SegmentState::Sealing || now.mono < self.retry_at {
+            return;
+        }
+        segment.file = SegmentFile::Requested;
+        let step = Step::CreateSegment {
+            name: self.name.clone(),
+            config: self.config.clone(),
+            base_offset: segment.base_offset,
+            preallocate: first_extent(segment, &self.config),
+        };
+        self.push_step(StepKind::CreateSegment, Some(index), step, ops);
+    }
+
+    /// Blocks are reserved before the writer needs them: half a step ahead.
+    fn push_extend(&mut self, index: usize, now: Now, ops: &mut Ops<P>) {
+        let segment = &self.segments[index];
+        let Some(file) = segment.file().cloned() else { return };
+        let busy = matches!(segment.state, SegmentState::Active | SegmentState::Full);
+        if segment.extending || !busy || now.mono < self.retry_at {
+            return;
+        }
+        let needed = segment.end.align_up(DIRECT_IO_ALIGN);
+        let step = extent_len(segment.preallocated, &self.config);
+        let limit = Position::new(self.config.segment_len_max.get()).align_up(DIRECT_IO_ALIGN).max(needed);
+        let ahead = if segment.state == SegmentState::Active { step.get() / 2 } else { 0 };
+        let due = needed.get() + ahead > segment.preallocated.get() && segment.preallocated < limit;
+        if !due || segment.end == Position::ZERO {
+            return;
+        }
+        let to = segment.preallocated.plus(step).max(needed).min(limit);
+        let zero = self.config.zero_ahead && segment.preallocated >= needed;
+        let from = segment.preallocated;
+        self.segments[index].extending = true;
+        self.push_step(StepKind::Extend, Some(index), Step::Extend { file, from, to, zero }, ops);
+    }
+
+    /// A full segment is sealed when the commit position has left it behind.
+    fn push_seal(&mut self, index: usize, ops: &mut Ops<P>) {
+        let committed = self.is_committed(index);
+        let segment = &mut self.segments[index];
+        let idle = !segment.extending && !segment.companions_in_flight;
+        if segment.state != SegmentState::Full || !committed || !idle {
+            return;
+        }
+        let Some(file) = segment.file().cloned() else {
+            // Rolled while empty: there is nothing on disk to seal.
+            return;
+        };
+        segment.state = SegmentState::Sealing;
+        let companions = take_companions(segment, &self.name, true);
+        let segment = &self.segments[index];
+        let step = Step::Seal { file, end: segment.end, next_offset: segment.next_offset, companions };
+        self.push_step(StepKind::Seal, Some(index), step, ops);
+    }
+
+    fn push_companions(&mut self, index: usize, ops: &mut Ops<P>) {
+        let covered = self.segments[index].companions_end;
+        let written = self.committed_end(index);
+        let segment = &mut self.segments[index];
+        let due = written.get() >= covered.get() + COMPANIONS_INTERVAL.get();
+        if segment.state != SegmentState::Active
+            || segment.companions_in_flight
+            || !due
+            || segment.file().is_none()
+        {
+            return;
+        }
+        segment.companions_in_flight = true;
+        segment.companions_end = written;
+        let companions = take_companions(segment, &self.name, false);
+        self.push_step(StepKind::WriteCompanions, Some(index), Step::WriteCompanions(companions), ops);
+    }
+
+    /// How far a segment is on the device.
+    fn committed_end(&self, index: usize) -> Position {
+        self.visible_end(index)
+    }
+
+    fn is_committed(&self, index: usize) -> bool {
+        let in_flight = self.in_flight.is_some_and(|point| point.uid == self.segments[index].uid);
+        !in_flight && self.durable.offset >= self.segments[index].next_offset
+    }
+
+    /// Stops taking appends and closes when everything accepted is durable.
+    pub(crate) fn begin_close(&mut self) {
+        if matches!(self.state, PartitionState::Live) {
+            self.state = PartitionState::Closing;
+        }
+    }
+
+    fn push_close(&mut self, ops: &mut Ops<P>) {
+        let drained = self.pending.is_empty() && self.in_flight.is_none() && self.steps_in_flight == 0;
+        if !matches!(self.state, PartitionState::Closing) || !drained {
+            return;
+        }
+        let last = self.segments.len() - 1;
+        let (log_end_offset, log_start_offset) = (self.log_end_offset(), self.log_start_offset);
+        let segment = &mut self.segments[last];
+        let file = segment.file().cloned();
+        let active = file.map(|file| (file, segment.end, take_companions(segment, &self.name, true)));
+        self.state = PartitionState::Closed;
+        let step = Step::Close { name: self.name.clone(), active, log_end_offset, log_start_offset };
+        self.push_step(StepKind::Close, None, step, ops);
+    }
+
+    /// A segment's file was made or has been opened.
+    pub(crate) fn handle_segment_file(
+        &mut self,
+        uid: SegmentUid,
+        now: Now,
+        result: Result<(P::File, Option<Position>), PartitionError>,
+        outcomes: &mut Vec<AckOutcome>,
+    ) {
+        let Some(segment) = self.segment_mut(uid) else { return };
+        match result {
+            Ok((file, preallocated)) => {
+                segment.file = SegmentFile::Open(file);
+                if let Some(preallocated) = preallocated {
+                    segment.preallocated = preallocated;
+                    self.disk_full = None;
+                }
+            }
+            Err(error) => {
+                segment.file = SegmentFile::Closed;
+                match error {
+                    PartitionError::Disk(error) => self.handle_disk_error(now, error, outcomes),
+                    other => {
+                        let path = self.name.path();
+                        let errno = match &other {
+                            PartitionError::DirectUnsupported { errno, .. } => *errno,
+                            _ => Errno::AGAIN,
+                        };
+                        let failure = DiskError { action: "create a segment in", path, errno };
+                        self.fail(PartitionFailure::Disk(failure), outcomes);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A sealed segment's file was opened for reading, or could not be.
+    pub(crate) fn handle_segment_opened(
+        &mut self,
+        uid: SegmentUid,
+        result: Result<P::File, PartitionError>,
+    ) -> Result<(), FetchError> {
+        let Some(segment) = self.segment_mut(uid) else { return Ok(()) };
+        let base_offset = segment.base_offset;
+        match result {
+            Ok(file) => {
+                segment.file = SegmentFile::Open(file);
+                self.limit_open_files(uid);
+                Ok(())
+            }
+            Err(error) => {
+                segment.file = SegmentFile::Closed;
+                Err(match error {
+                    PartitionError::Disk(error) => FetchError::Disk(error),
+                    _ => FetchError::ReadFailed { base_offset, position: 0, errno: Errno::IO },
+                })
+            }
+        }
+    }
+
+    /// Closes the oldest open sealed segment beyond a few; operations under way keep their descriptor.
+    fn limit_open_files(&mut self, keep: SegmentUid) {
+        let is_open = |s: &Segment<P>| s.state == SegmentState::Sealed && s.file().is_some();
+        if self.segments.iter().filter(|segment| is_open(segment)).count() <= OPEN_SEALED_MAX {
+            return;
+        }
+        let oldest = self.segments.iter_mut().find(|segment| is_open(segment) && segment.uid != keep);
+        if let Some(segment) = oldest {
+            segment.file = SegmentFile::Closed;
+        }
+    }
+
+    /// Blocks were reserved, or could not be.
+    pub(crate) fn handle_extended(
+        &mut self,
+        uid: SegmentUid,
+        now: Now,
+        result: Result<Position, DiskError>,
+        outcomes: &mut Vec<AckOutcome>,
+    ) {
+        let Some(segment) = self.segment_mut(uid) else { return };
+        segment.extending = false;
+        match result {
+            Ok(end) => {
+                segment.preallocated = end;
+                self.disk_full = None;
+            }
+            Err(error) => self.handle_disk_error(now, error, outcomes),
+        }
+    }
+
+    /// A full device, or too few descriptors, is backpressure; everything else fails the partition.
+    fn handle_disk_error(&mut self, now: Now, error: DiskError, outcomes: &mut Vec<AckOutcome>) {
+        if error.errno.is_full() || error.errno == Errno::MFILE {
+            self.note_full(now, error);
+        } else {
+            self.fail(PartitionFailure::Disk(error), outcomes);
+        }
+    }
+
+    /// Companions were written or not: they are never a reason to stop, recovery rebuilds them.
+    pub(crate) fn handle_companions(&mut self, uid: SegmentUid, result: Result<(), DiskError>) {
+        if let Some(segment) = self.segment_mut(uid) {
+            segment.companions_in_flight = false;
+            if result.is_err() {
+                // What this step was to write is missing: stop extending a file with a hole.
+                segment.chain = None;
+            }
+        }
+    }
+
+    /// A segment was sealed.
+    pub(crate) fn handle_sealed(
+        &mut self,
+        uid: SegmentUid,
+        result: Result<(), DiskError>,
+        outcomes: &mut Vec<AckOutcome>,
+    ) {
+        let Some(segment) = self.segment_mut(uid) else { return };
+        match result {
+            Ok(()) => {
+                segment.state = SegmentState::Sealed;
+                segment.preallocated = segment.end;
+                segment.chain = None;
+                self.limit_open_files(uid);
+            }
+            Err(error) => self.fail(PartitionFailure::Disk(error), outcomes),
+        }
+    }
+
+    /// Deletes what retention no longer keeps: whole segments from the oldest on, never beyond the high
+    /// watermark.
+    pub(crate) fn push_retention(&mut self, memory: &mut Memory<P>, now: Now, ops: &mut Ops<P>) {
+        if !matches!(self.state, PartitionState::Live) {
+            return;
+        }
+        let doomed = self.expired(now.wall);
+        if doomed == self.segments.len() && self.active().end > Position::ZERO {
+            self.roll(memory, now.wall);
+        }
+        let doomed = doomed.min(self.segments.len() - 1);
+        if doomed > 0 {
+            let start = self.segments[doomed].base_offset;
+            self.delete_below(memory, start, None, ops);
+        }
+    }
+
+    /// How many segments, from the oldest on, retention by time or by size gives up.
+    fn expired(&self, now: Timestamp) -> usize {
+        let total: u64 = self.segments.iter().map(|segment| segment.end.get()).sum();
+        let mut excess = self.config.retention_len.map_or(0, |keep| total.saturating_sub(keep.get()));
+        let mut count = 0;
+        for segment in &self.segments {
+            let settled = segment.next_offset <= self.durable.offset
+                && matches!(segment.state, SegmentState::Sealed | SegmentState::Active)
+                && segment.end > Position::ZERO;
+            let age = i128::from(now.get()) - i128::from(segment.retention_timestamp().get());
+            let old = self.config.retention_ms.is_some_and(|keep| age > i128::from(keep));
+            let surplus = segment.state == SegmentState::Sealed && segment.end.get() <= excess && excess > 0;
+            if !settled || !(old || surplus) {
+                break;
+            }
+            excess = excess.saturating_sub(segment.end.get());
+            count += 1;
+        }
+        count
+    }
+
+    /// Raises the log start offset and unlinks the sealed segments that lie wholly below it. Readers lose
+    /// sight of them at once; transfers under way keep their descriptors.
+    fn delete_below(
+        &mut self,
+        memory: &mut Memory<P>,
+        offset: Offset,
+        ticket: Option<Ticket>,
+        ops: &mut Ops<P>,
+    ) {
+        self.deletions.push_back(ticket);
+        self.log_start_offset = self.log_start_offset.max(offset);
+        let mut base_offsets = Vec::new();
+        while self.segments.len() > 1 && self.segments[1].base_offset <= self.log_start_offset {
+            if self.segments[0].state != SegmentState::Sealed {
+                break;
+            }
+            if let Some(segment) = self.segments.pop_front() {
+                memory.cache.remove_segment(segment.uid, segment.end);
+                base_offsets.push(segment.base_offset);
+            }
+        }
+        let name = self.name.clone();
+        let step = Step::DeleteSegments { name, log_start_offset: self.log_start_offset, base_offsets };
+        self.push_step(StepKind::DeleteSegments, None, step, ops);
+    }
+
+    /// Kafka's DeleteRecords: everything below `before` may go. -1 means the high watermark.
+    pub(crate) fn delete_records(
+        &mut self,
+        memory: &mut Memory<P>,
+        before: Offset,
+        ticket: Ticket,
+        ops: &mut Ops<P>,
+    ) -> Result<(), PartitionError> {
+        self.check_open()?;
+        let high_watermark = self.durable.offset;
+        let before = if before == Offset::new(-1) { high_watermark } else { before };
+        if before > high_watermark || before < Offset::ZERO {
+            return Err(PartitionError::OffsetOutOfRange { offset: before, high_watermark });
+        }
+        self.delete_below(memory, before, Some(ticket), ops);
+        Ok(())
+    }
+}
+
+/// Bytes to reserve in a new segment: what it holds already, and the first step.
+fn first_extent<P: Platform>(segment: &Segment<P>, config: &LogConfig) -> ByteCount {
+    let limit = Position::new(config.segment_len_max.get()).align_up(DIRECT_IO_ALIGN);
+    let wanted = segment.end.plus(config.preallocate_len_min).align_up(DIRECT_IO_ALIGN);
+    ByteCount::new(wanted.min(limit.max(segment.end.align_up(DIRECT_IO_ALIGN))).get())
+}
+
+/// The next step of preallocation: as much as there is already, within limits.
+fn extent_len(preallocated: Position, config: &LogConfig) -> ByteCount {
+    let max = LogConfig::PREALLOCATE_LEN_MAX.get().max(config.preallocate_len_min.get());
+    let len = preallocated.get().clamp(config.preallocate_len_min.get(), max);
+    ByteCount::new(Position::new(len).align_up(DIRECT_IO_ALIGN).get())
+}
+
+/// What the companions on disk lack. With `last`, the segment takes no more batches.
+fn take_companions<P: Platform>(
+    segment: &mut Segment<P>,
+    name: &crate::message::PartitionName,
+    last: bool,
+) -> Companions {
+    if last {
+        // The only refusal is an offset out of range, which `must_roll` excludes; the entry is a convenience.
+        let sealed = segment.index.seal();
+        debug_assert!(sealed.is_ok(), "{sealed:?}");
+        segment.end_chain();
+    }
+    let mut companions =
+        Companions { name: Some(name.clone()), base_offset: segment.base_offset, ..Companions::default() };
+    let (index, times) = (segment.index.offsets().as_bytes(), segment.index.times().as_bytes());
+    companions.index_position = segment.companions.index;
+    companions.index = index[segment.companions.index.get() as usize..].to_vec();
+    companions.time_index_position = segment.companions.time_index;
+    companions.time_index = times[segment.companions.time_index.get() as usize..].to_vec();
+    companions.chain_position = segment.companions.chain;
+    companions.chain = std::mem::take(&mut segment.chain_pending);
+    segment.companions.index = Position::new(index.len() as u64);
+    segment.companions.time_index = Position::new(times.len() as u64);
+    segment.companions.chain = segment.companions.chain.plus(ByteCount::of_usize(companions.chain.len()));
+    companions
+}

@@ -1,0 +1,116 @@
+//! A shard's memory: the arena, the read cache that fills what nobody else needs, and its growth.
+//!
+//! Always holds: memory in use is what the arena counts as taken; the cache gives up chunks when the
+//! arena can neither serve a request nor grow. Does not decide who waits.
+
+use crate::cache::{ReadCache, SegmentUid};
+use crate::disk::Errno;
+use crate::platform::{Arena, CHUNK_LEN_MAX, CHUNK_LEN_MIN, Chunk, Lease, Platform, SLAB_LEN};
+use crate::types::{ByteCount, Position};
+
+/// Largest share of the arena that one chunk of a tail may take: small arenas use small chunks.
+const TAIL_CHUNK_SHARE: u64 = 64;
+
+/// See the module documentation.
+pub(crate) struct Memory<P: Platform> {
+    pub(crate) arena: P::Arena,
+    pub(crate) cache: ReadCache<P::Lease>,
+    len_max: ByteCount,
+    growing: bool,
+    grow_failed: Option<Errno>,
+    next_uid: u32,
+}
+
+impl<P: Platform> Memory<P> {
+    pub(crate) fn new(arena: P::Arena, len_max: ByteCount) -> Self {
+        let len_max = ByteCount::new(len_max.get().max(SLAB_LEN.get()));
+        Self {
+            arena,
+            cache: ReadCache::new(len_max),
+            len_max,
+            growing: false,
+            grow_failed: None,
+            next_uid: 0,
+        }
+    }
+
+    /// Names a segment to the cache.
+    pub(crate) fn new_uid(&mut self) -> SegmentUid {
+        self.next_uid += 1;
+        SegmentUid(self.next_uid)
+    }
+
+    /// Whether the arena should grow now: little is free, the limit allows it, no slab is under way.
+    /// The caller asks the driver.
+    pub(crate) fn wants_growth(&mut self) -> bool {
+        let room = self.arena.capacity().get() + SLAB_LEN.get() <= self.len_max.get();
+        let scarce = self.arena.free_len().get() < SLAB_LEN.get() / 4;
+        let wants = room && scarce && !self.growing && self.grow_failed.is_none();
+        self.growing |= wants;
+        wants
+    }
+
+    /// A slab arrived.
+    pub(crate) fn grow(&mut self, slab: P::Slab) {
+        self.arena.adopt(slab);
+        self.growing = false;
+    }
+
+    /// No slab is to be had: the arena stays as it is.
+    pub(crate) fn refuse_growth(&mut self, errno: Errno) {
+        self.growing = false;
+        self.grow_failed = Some(errno);
+    }
+
+    /// Why the arena stopped growing, if it did.
+    pub(crate) fn growth_refused(&self) -> Option<Errno> {
+        self.grow_failed
+    }
+
+    /// A chunk of `len` bytes, at the cost of cached chunks. `None`: wait for memory to come back.
+    pub(crate) fn take(&mut self, len: ByteCount) -> Option<P::Chunk> {
+        loop {
+            if let Some(chunk) = self.arena.take(len) {
+                return Some(chunk);
+            }
+            if !self.cache.evict(self.arena.capacity()) {
+                return None;
+            }
+        }
+    }
+
+    /// Longest chunk for a tail in this arena.
+    pub(crate) fn tail_chunk_len_max(&self) -> ByteCount {
+        let share = self.arena.capacity().get() / TAIL_CHUNK_SHARE;
+        let floor = if share == 0 { 0 } else { 1 << share.ilog2() };
+        ByteCount::new(floor.clamp(CHUNK_LEN_MIN.get(), CHUNK_LEN_MAX.get()))
+    }
+
+    /// Hands a chunk that nothing is appended to any more to the cache: `[valid_from, end)` of it holds
+    /// log bytes.
+    pub(crate) fn retire(
+        &mut self,
+        uid: SegmentUid,
+        position: Position,
+        mut chunk: P::Chunk,
+        valid_from: Position,
+        end: Position,
+    ) {
+        let (from, to) = (valid_from.since(position).as_usize(), end.since(position).as_usize());
+        if from >= to {
+            return;
+        }
+        if chunk.frozen() < to {
+            chunk.freeze(to);
+        }
+        let lease = chunk.lease(from..to);
+        let len = ByteCount::of_usize(chunk.len());
+        self.cache.insert_written(uid, position, len, (valid_from, end), lease);
+    }
+
+    /// A bounce block beside `lease`.
+    pub(crate) fn take_bounce(&mut self, lease: &P::Lease) -> Option<P::Chunk> {
+        debug_assert!(!lease.is_empty());
+        self.arena.take_bounce(lease)
+    }
+}

@@ -1,0 +1,157 @@
+//! One connection: bytes in, frames, answers in the order of their frames, bytes out.
+//!
+//! Always holds: at most one transfer is outstanding; an answer's bytes leave in one piece after those
+//! of every earlier frame; what has been staged for the socket is sent or the connection is closed.
+
+use std::collections::VecDeque;
+
+use arrayvec::ArrayVec;
+
+use crate::fetch::transfer::FetchId;
+use crate::ops::{ConnId, SEND_PARTS_MAX, Send, SendPart};
+use crate::platform::Platform;
+
+/// Header buffers kept for reuse, per connection.
+const SPARE_BUFFERS_MAX: usize = 16;
+
+/// Where an answer stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AnswerState {
+    /// The operation behind it has not ended.
+    Waiting,
+    /// Its header is written; log bytes follow from the fetch, if there is one.
+    Ready(Option<FetchId>),
+}
+
+/// One answer.
+pub(crate) struct Response {
+    pub(crate) header: Vec<u8>,
+    pub(crate) state: AnswerState,
+    /// The fetch behind a waiting answer.
+    pub(crate) fetch: Option<FetchId>,
+}
+
+/// See the module documentation.
+pub(crate) struct Conn<P: Platform, C> {
+    pub(crate) id: ConnId,
+    pub(crate) service: C,
+    /// Received, not yet a whole frame, or held back by the pipeline limit.
+    pub(crate) received: Vec<u8>,
+    pub(crate) paused: bool,
+    pub(crate) responses: VecDeque<Response>,
+    /// The sequence number of the first response.
+    pub(crate) first_sequence: u64,
+    outgoing: ArrayVec<SendPart<P>, SEND_PARTS_MAX>,
+    skip: usize,
+    /// A transfer is outstanding.
+    pub(crate) sending: bool,
+    /// It stands in the list of connections that may send.
+    pub(crate) queued: bool,
+    /// No more frames are read; close when everything is answered.
+    pub(crate) ending: bool,
+    /// `Close` has been asked for.
+    pub(crate) closed: bool,
+    spare: Vec<Vec<u8>>,
+}
+
+impl<P: Platform, C: Default> Conn<P, C> {
+    pub(crate) fn new(id: ConnId) -> Self {
+        Self {
+            id,
+            service: C::default(),
+            received: Vec::new(),
+            paused: false,
+            responses: VecDeque::new(),
+            first_sequence: 0,
+            outgoing: ArrayVec::new(),
+            skip: 0,
+            sending: false,
+            queued: false,
+            ending: false,
+            closed: false,
+            spare: Vec::new(),
+        }
+    }
+}
+
+impl<P: Platform, C> Conn<P, C> {
+    /// An empty buffer for a header.
+    pub(crate) fn buffer(&mut self) -> Vec<u8> {
+        self.spare.pop().unwrap_or_default()
+    }
+
+    /// Takes a buffer back.
+    pub(crate) fn recycle(&mut self, mut buffer: Vec<u8>) {
+        if self.spare.len() < SPARE_BUFFERS_MAX && buffer.capacity() > 0 {
+            buffer.clear();
+            self.spare.push(buffer);
+        }
+    }
+
+    /// The sequence number that the next response gets.
+    pub(crate) fn next_sequence(&self) -> u64 {
+        self.first_sequence + self.responses.len() as u64
+    }
+
+    /// The answer with that number, unless it has left already.
+    pub(crate) fn response_mut(&mut self, sequence: u64) -> Option<&mut Response> {
+        let index = sequence.checked_sub(self.first_sequence)?;
+        self.responses.get_mut(index as usize)
+    }
+
+    /// Drops the first response, whose bytes are all staged or sent.
+    pub(crate) fn finish_response(&mut self) {
+        if let Some(response) = self.responses.pop_front() {
+            self.first_sequence += 1;
+            self.recycle(response.header);
+        }
+    }
+
+    /// Whether another piece can be staged for the next send.
+    pub(crate) fn has_room(&self) -> bool {
+        !self.outgoing.is_full()
+    }
+
+    pub(crate) fn stage(&mut self, part: SendPart<P>) {
+        debug_assert!(!part.as_ref().is_empty());
+        self.outgoing.push(part);
+    }
+
+    /// Bytes staged.
+    pub(crate) fn staged_len(&self) -> usize {
+        let len: usize = self.outgoing.iter().map(|part| part.as_ref().len()).sum();
+        len - self.skip
+    }
+
+    /// What is staged, as an operation.
+    pub(crate) fn take_staged(&mut self, more: bool) -> Option<Send<P>> {
+        if self.outgoing.is_empty() {
+            return None;
+        }
+        self.sending = true;
+        let parts = std::mem::take(&mut self.outgoing);
+        Some(Send { conn: self.id, parts, skip: std::mem::take(&mut self.skip), more })
+    }
+
+    /// A send took `len` bytes: what is left is staged again.
+    pub(crate) fn restage(&mut self, mut send: Send<P>, len: usize) {
+        let mut sent = send.skip + len;
+        for part in send.parts.drain(..) {
+            let part_len = part.as_ref().len();
+            if sent >= part_len {
+                sent -= part_len;
+                self.release(part);
+            } else {
+                self.outgoing.push(part);
+            }
+        }
+        self.skip = sent;
+    }
+
+    /// Lets go of a part's memory.
+    pub(crate) fn release(&mut self, part: SendPart<P>) {
+        if let SendPart::Bytes(buffer) = part {
+            self.recycle(buffer);
+        }
+    }
+}

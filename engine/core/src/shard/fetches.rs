@@ -1,0 +1,466 @@
+//! Fetches of a shard: started, parked, located, streamed, ended.
+
+use std::cmp::Ordering;
+
+use crate::error::FetchError;
+use crate::fetch::plan::{Glance, Located};
+use crate::fetch::policy::{RangeFacts, choose};
+use crate::fetch::transfer::{FetchId, FetchState, Stream};
+use crate::fetch::{FetchOutcome, FetchRequest, Fetched, Mode};
+use crate::limits::FETCH_LEN_MAX;
+use crate::log::partition::{Origin, Partition, PartitionState};
+use crate::message::{PartitionId, Reply, Ticket};
+use crate::ops::{Now, Ops};
+use crate::platform::{Lease, Platform};
+use crate::service::Service;
+use crate::shard::Core;
+use crate::shard::conn::AnswerState;
+use crate::types::{ByteCount, Nanos, Position};
+
+/// When a parked fetch must be answered. The earliest is the greatest, for the heap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ParkTimer {
+    pub(super) deadline: Nanos,
+    id: FetchId,
+}
+
+impl Ord for ParkTimer {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let key = |timer: &Self| (timer.deadline, timer.id.index, timer.id.generation);
+        key(other).cmp(&key(self))
+    }
+}
+
+impl PartialOrd for ParkTimer {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// What a look at a fetch leads to.
+enum Progress {
+    /// Nothing more to do until something happens.
+    Waiting,
+    /// The header can be written; bytes follow.
+    Planned(FetchOutcome),
+    /// All of a handle's pieces are there.
+    Gathered,
+    Failed(Box<FetchError>),
+}
+
+impl<P: Platform, C> Core<P, C> {
+    /// Takes a request on; answers it at once where it can. Returns its id if it is under way.
+    pub(super) fn start_fetch<S: Service<Connection = C>>(
+        &mut self,
+        request: FetchRequest,
+        origin: Origin,
+        service: &mut S,
+        now: Now,
+        ops: &mut Ops<P>,
+    ) -> Option<FetchId> {
+        let deadline = now.mono.plus_millis(u64::from(request.wait_ms_max));
+        let Some(id) = self.fetches.insert(request, origin, deadline) else {
+            self.answer(origin, None, Err(FetchError::Busy), service, ops);
+            return None;
+        };
+        self.advance_fetch(id, service, now, ops);
+        self.fetches.get_mut(id).map(|_| id)
+    }
+
+    /// Takes a fetch as far as it goes without waiting.
+    pub(super) fn advance_fetch<S: Service<Connection = C>>(
+        &mut self,
+        id: FetchId,
+        service: &mut S,
+        now: Now,
+        ops: &mut Ops<P>,
+    ) {
+        let Some(fetch) = self.fetches.get_mut(id) else { return };
+        let (origin, partition_id) = (fetch.origin, fetch.request.partition);
+        if matches!(fetch.state, FetchState::Cancelled) {
+            self.fetches.end(id);
+            return;
+        }
+        if let (FetchState::Streaming(_), Origin::Frame { conn, .. }) = (&fetch.state, origin) {
+            // The connection looks at it again when it may send, and finds the failure if there is one.
+            self.queue_conn(conn);
+            return;
+        }
+        let progress = match self.partitions.remove(&partition_id) {
+            Some(mut partition) => {
+                let progress = self.progress(&mut partition, id, now);
+                self.partitions.insert(partition_id, partition);
+                progress
+            }
+            None => Progress::Failed(Box::new(FetchError::UnknownPartition)),
+        };
+        match progress {
+            Progress::Waiting => {}
+            Progress::Planned(outcome) => self.answer(origin, Some(id), Ok(outcome), service, ops),
+            Progress::Gathered => self.reply_gathered(id, origin, ops),
+            Progress::Failed(error) => {
+                self.fetches.end(id);
+                self.answer(origin, None, Err(*error), service, ops);
+            }
+        }
+    }
+
+    fn progress(&mut self, partition: &mut Partition<P>, id: FetchId, now: Now) -> Progress {
+        let Some(fetch) = self.fetches.get_mut(id) else { return Progress::Waiting };
+        if let Some(failure) = fetch.failure.take() {
+            return Progress::Failed(Box::new(failure));
+        }
+        if let FetchState::Streaming(_) = fetch.state {
+            return self.gather(partition, id);
+        }
+        let request = fetch.request;
+        let expired = now.mono >= fetch.deadline;
+        if matches!(partition.state, PartitionState::Opening(_)) {
+            return self.park(partition, id);
+        }
+        if !partition.is_readable() {
+            return Progress::Failed(Box::new(FetchError::Closing));
+        }
+        if let Some(mode) = request.mode
+            && !P::MODES.contains(&mode)
+        {
+            return Progress::Failed(Box::new(FetchError::UnsupportedMode(mode)));
+        }
+        let marks = partition.watermarks();
+        if request.offset < marks.log_start_offset || request.offset > marks.log_end_offset {
+            let (log_start_offset, log_end_offset) = (marks.log_start_offset, marks.log_end_offset);
+            let offset = request.offset;
+            return Progress::Failed(Box::new(FetchError::OffsetOutOfRange {
+                offset,
+                log_start_offset,
+                log_end_offset,
+            }));
+        }
+        if request.offset >= marks.high_watermark {
+            let waits = !expired && request.len_min > ByteCount::ZERO && request.wait_ms_max > 0;
+            return if waits { self.park(partition, id) } else { self.plan_empty(partition, id) };
+        }
+        self.plan(partition, id, expired)
+    }
+
+    /// Finds the first batch and the range to send.
+    fn plan(&mut self, partition: &mut Partition<P>, id: FetchId, expired: bool) -> Progress {
+        let Some(fetch) = self.fetches.get_mut(id) else { return Progress::Waiting };
+        let request = fetch.request;
+        // The offset is below the high watermark, so a segment holds it, or compaction has removed it and
+        // a later one follows.
+        let Some(mut index) = partition.segment_of(request.offset) else {
+            return self.plan_empty(partition, id);
+        };
+        let mut resume = match fetch.state {
+            FetchState::Locating { uid, at } if uid == partition.segments[index].uid => Some(at),
+            _ => None,
+        };
+        let (start, first_len) = loop {
+            let at = resume.take().unwrap_or_else(|| partition.walk_start(index, &request));
+            match partition.locate(&mut self.memory, index, &request, at) {
+                Ok(Located::At(start, len)) => break (start, len),
+                Ok(Located::Beyond) if index + 1 < partition.segments.len() => index += 1,
+                Ok(Located::Beyond) => return self.plan_empty(partition, id),
+                Ok(Located::Stopped { at, missing, glance }) => {
+                    let uid = partition.segments[index].uid;
+                    if let Some(fetch) = self.fetches.get_mut(id) {
+                        fetch.state = FetchState::Locating { uid, at };
+                    }
+                    let until = missing.plus(request.len_max.min(self.limits.cold_read_bytes_max));
+                    return self.await_read(partition, id, uid, missing, until, glance);
+                }
+                Err(error) => return Progress::Failed(Box::new(error)),
+            }
+        };
+        let visible = partition.visible_end(index);
+        let segment = &partition.segments[index];
+        let last = segment.uid == partition.durable.uid;
+        let scarce = last && visible.since(start) < request.len_min.min(request.len_max);
+        if scarce && !expired && request.wait_ms_max > 0 {
+            return self.park(partition, id);
+        }
+        let len = request.len_max.min(FETCH_LEN_MAX).max(first_len).min(visible.since(start));
+        let facts = RangeFacts { resident: true, len, forced: request.mode };
+        let outcome = FetchOutcome {
+            len,
+            segment: segment.base_offset,
+            position: start,
+            watermarks: partition.watermarks(),
+        };
+        let stream = Stream {
+            outcome,
+            uid: segment.uid,
+            at: start,
+            end: start.plus(len),
+            mode: choose(facts),
+            pieces: Vec::new(),
+        };
+        let Some(fetch) = self.fetches.get_mut(id) else { return Progress::Waiting };
+        fetch.state = FetchState::Streaming(stream);
+        self.stats.fetches += 1;
+        match fetch.origin {
+            Origin::Ticket(_) => self.gather(partition, id),
+            _ => Progress::Planned(outcome),
+        }
+    }
+
+    fn plan_empty(&mut self, partition: &Partition<P>, id: FetchId) -> Progress {
+        let Some(fetch) = self.fetches.get_mut(id) else { return Progress::Waiting };
+        let active = partition.active();
+        let outcome = FetchOutcome {
+            len: ByteCount::ZERO,
+            segment: active.base_offset,
+            position: partition.durable.position,
+            watermarks: partition.watermarks(),
+        };
+        let (at, end) = (Position::ZERO, Position::ZERO);
+        let uid = active.uid;
+        let mode = Mode::Send;
+        fetch.state = FetchState::Streaming(Stream { outcome, uid, at, end, mode, pieces: Vec::new() });
+        self.stats.fetches += 1;
+        match fetch.origin {
+            Origin::Ticket(_) => Progress::Gathered,
+            _ => Progress::Planned(outcome),
+        }
+    }
+
+    fn park(&mut self, partition: &mut Partition<P>, id: FetchId) -> Progress {
+        let Some(fetch) = self.fetches.get_mut(id) else { return Progress::Waiting };
+        if !matches!(fetch.state, FetchState::Parked) {
+            fetch.state = FetchState::Parked;
+            partition.parked.push((id.index, id.generation));
+            self.park_timers.push(ParkTimer { deadline: fetch.deadline, id });
+        } else {
+            // Woken and not satisfied: its timer still runs, its place in the list was given up.
+            partition.parked.push((id.index, id.generation));
+        }
+        Progress::Waiting
+    }
+
+    /// Waits for the read of `missing`, after starting it if nobody has.
+    fn await_read(
+        &mut self,
+        partition: &Partition<P>,
+        id: FetchId,
+        uid: crate::cache::SegmentUid,
+        missing: Position,
+        until: Position,
+        glance: Glance<P>,
+    ) -> Progress {
+        let entry = match glance {
+            Glance::Loading(entry) => {
+                self.stats.shared_reads += 1;
+                Some(entry)
+            }
+            _ => {
+                let index = partition.segment_index(uid);
+                let visible = index.map_or(missing, |index| partition.visible_end(index));
+                let until = until.min(visible).max(missing.plus(ByteCount::new(1)));
+                self.request_reads(partition, uid, missing, until);
+                match partition.glance(&mut self.memory, uid, missing, visible) {
+                    Glance::Loading(entry) => Some(entry),
+                    _ => None,
+                }
+            }
+        };
+        let Some(entry) = entry else {
+            debug_assert!(false, "a requested read is loading");
+            return Progress::Waiting;
+        };
+        let Some(fetch) = self.fetches.get_mut(id) else { return Progress::Waiting };
+        if !fetch.waiting {
+            fetch.waiting = true;
+            fetch.next_waiter = self.memory.cache.add_waiter(entry, id.index);
+        }
+        Progress::Waiting
+    }
+
+    /// Collects a handle's pieces.
+    fn gather(&mut self, partition: &mut Partition<P>, id: FetchId) -> Progress {
+        loop {
+            let Some(fetch) = self.fetches.get_mut(id) else { return Progress::Waiting };
+            let FetchState::Streaming(stream) = &mut fetch.state else { return Progress::Waiting };
+            if stream.at >= stream.end {
+                return Progress::Gathered;
+            }
+            let (uid, at, end) = (stream.uid, stream.at, stream.end);
+            match partition.glance(&mut self.memory, uid, at, end) {
+                Glance::Resident { lease, start, end: to } => {
+                    let to = to.min(end);
+                    let piece = lease.slice(at.since(start).as_usize()..to.since(start).as_usize());
+                    stream.at = to;
+                    stream.pieces.push(piece);
+                }
+                glance => {
+                    let until = end.min(at.plus(self.limits.cold_read_bytes_max));
+                    return self.await_read(partition, id, uid, at, until, glance);
+                }
+            }
+        }
+    }
+
+    fn reply_gathered(&mut self, id: FetchId, origin: Origin, ops: &mut Ops<P>) {
+        let Some(fetch) = self.fetches.get_mut(id) else { return };
+        let FetchState::Streaming(stream) = &mut fetch.state else { return };
+        let fetched = Fetched { outcome: stream.outcome, pieces: std::mem::take(&mut stream.pieces) };
+        self.stats.sent_from_memory += fetched.outcome.len.get();
+        self.fetches.end(id);
+        if let Origin::Ticket(ticket) = origin {
+            ops.replies.push((ticket, Reply::Fetched(Ok(fetched))));
+        }
+    }
+
+    /// The next piece of a connection's stream that is in memory: the lease, of at most `len_max` bytes.
+    /// `Ok(None)`: it is being read.
+    pub(super) fn next_piece(&mut self, id: FetchId, len_max: usize) -> Result<Option<P::Lease>, FetchError> {
+        let Some(fetch) = self.fetches.get_mut(id) else { return Err(FetchError::Cancelled) };
+        if let Some(failure) = fetch.failure.take() {
+            return Err(failure);
+        }
+        if fetch.waiting {
+            return Ok(None);
+        }
+        let FetchState::Streaming(stream) = &fetch.state else { return Err(FetchError::Cancelled) };
+        let (uid, at, end) = (stream.uid, stream.at, stream.end);
+        let partition_id = fetch.request.partition;
+        let Some(partition) = self.partitions.remove(&partition_id) else {
+            return Err(FetchError::UnknownPartition);
+        };
+        let piece = match partition.glance(&mut self.memory, uid, at, end) {
+            Glance::Resident { lease, start, end: to } => {
+                let to = to.min(end).min(at.plus(ByteCount::of_usize(len_max)));
+                Some(lease.slice(at.since(start).as_usize()..to.since(start).as_usize()))
+            }
+            glance => {
+                let until = end.min(at.plus(self.limits.cold_read_bytes_max));
+                self.await_read(&partition, id, uid, at, until, glance);
+                None
+            }
+        };
+        self.partitions.insert(partition_id, partition);
+        if let (Some(piece), Some(fetch)) = (&piece, self.fetches.get_mut(id))
+            && let FetchState::Streaming(stream) = &mut fetch.state
+        {
+            stream.at = at.plus(ByteCount::of_usize(piece.len()));
+            self.stats.sent_from_memory += piece.len() as u64;
+        }
+        Ok(piece)
+    }
+
+    /// Writes the answer of a fetch that is planned, or has failed.
+    fn answer<S: Service<Connection = C>>(
+        &mut self,
+        origin: Origin,
+        fetch: Option<FetchId>,
+        outcome: Result<FetchOutcome, FetchError>,
+        service: &mut S,
+        ops: &mut Ops<P>,
+    ) {
+        match origin {
+            Origin::Ticket(ticket) => {
+                if let Err(error) = outcome {
+                    ops.replies.push((ticket, Reply::Fetched(Err(error))));
+                }
+            }
+            Origin::Frame { conn: conn_id, sequence, tag } => {
+                let Some(conn) = self.conn_mut(conn_id) else {
+                    if let Some(id) = fetch {
+                        self.fetches.end(id);
+                    }
+                    return;
+                };
+                if let Some(response) = conn.response_mut(sequence) {
+                    service.handle_fetched(tag, &outcome, &mut response.header);
+                    response.state = AnswerState::Ready(fetch);
+                }
+                self.queue_conn(conn_id);
+            }
+            Origin::Service { .. } => debug_assert!(false, "services do not fetch for themselves"),
+        }
+    }
+
+    /// The high watermark has moved: look at the parked fetches again.
+    pub(super) fn wake_parked(&mut self, partition: &mut Partition<P>) {
+        self.woken
+            .extend(partition.parked.drain(..).map(|(index, generation)| FetchId { index, generation }));
+    }
+
+    /// Looks at fetches that were woken in this turn.
+    pub(super) fn poll_woken<S: Service<Connection = C>>(
+        &mut self,
+        service: &mut S,
+        now: Now,
+        ops: &mut Ops<P>,
+    ) {
+        let mut woken = std::mem::take(&mut self.woken);
+        for id in woken.drain(..) {
+            self.advance_fetch(id, service, now, ops);
+        }
+        debug_assert!(self.woken.is_empty());
+        self.woken = woken;
+    }
+
+    /// Answers parked fetches whose time has come with what there is.
+    pub(super) fn expire_parked<S: Service<Connection = C>>(
+        &mut self,
+        service: &mut S,
+        now: Now,
+        ops: &mut Ops<P>,
+    ) {
+        while let Some(timer) = self.park_timers.peek()
+            && timer.deadline <= now.mono
+        {
+            let id = timer.id;
+            self.park_timers.pop();
+            let Some(fetch) = self.fetches.get_mut(id) else { continue };
+            if !matches!(fetch.state, FetchState::Parked) {
+                continue;
+            }
+            let partition_id = fetch.request.partition;
+            if let Some(partition) = self.partitions.get_mut(&partition_id) {
+                partition
+                    .parked
+                    .retain(|&(index, generation)| (index, generation) != (id.index, id.generation));
+            }
+            if let Some(fetch) = self.fetches.get_mut(id) {
+                fetch.state = FetchState::New;
+            }
+            self.advance_fetch(id, service, now, ops);
+        }
+    }
+
+    /// Ends a handle's fetch that nobody waits for any more.
+    pub(super) fn cancel_ticket(&mut self, ticket: Ticket, ops: &mut Ops<P>) {
+        let found = self.fetches.ids().find(|(_, fetch)| fetch.origin == Origin::Ticket(ticket));
+        if let Some((id, _)) = found {
+            self.fetches.end(id);
+            ops.replies.push((ticket, Reply::Fetched(Err(FetchError::Cancelled))));
+        }
+    }
+
+    /// Ends every fetch of a partition that goes away. What connections are in the middle of ends with
+    /// their connection.
+    pub(super) fn end_fetches_of(&mut self, partition: PartitionId, error: &FetchError, ops: &mut Ops<P>) {
+        let ids: Vec<_> = self
+            .fetches
+            .ids()
+            .filter(|(_, fetch)| fetch.request.partition == partition)
+            .map(|(id, fetch)| (id, fetch.origin))
+            .collect();
+        for (id, origin) in ids {
+            match origin {
+                Origin::Ticket(ticket) => {
+                    self.fetches.end(id);
+                    ops.replies.push((ticket, Reply::Fetched(Err(error.clone()))));
+                }
+                _ => {
+                    if let Some(fetch) = self.fetches.get_mut(id) {
+                        fetch.failure = Some(error.clone());
+                        self.woken.push(id);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! One shard: the partitions and connections of one core, as one state machine.
+//!
+//! Owns its partitions, its memory, its connections and the service that runs on it. Events go in
+//! through [`Shard::handle_event`]; [`Shard::poll`] then pushes the operations of the turn: what the
+//! service produces, appends that waited, commits of all partitions in turn, cold reads, sends. A turn
+//! is bounded: commits and reads by what may be in flight, sends by
+//! [`crate::limits::TURN_SEND_BYTES`]. Does not do I/O, does not read the clock.
+
+mod appends;
+mod conn;
+mod connections;
+mod fetches;
+mod partitions;
+mod reads;
+
+use std::collections::{BinaryHeap, VecDeque};
+
+use rustc_hash::FxHashMap;
+
+use crate::error::PartitionError;
+use crate::fetch::transfer::{FetchId, Fetches};
+use crate::limits::ShardLimits;
+use crate::log::partition::{AckOutcome, Partition};
+use crate::memory::Memory;
+use crate::message::{PartitionId, Reply, Ticket};
+use crate::ops::{ConnId, Event, Now, Ops};
+use crate::platform::Platform;
+use crate::service::Service;
+use crate::shard::conn::Conn;
+use crate::shard::fetches::ParkTimer;
+use crate::shard::reads::Reads;
+use crate::token::Purpose;
+use crate::types::{ByteCount, Nanos};
+
+/// How often retention is looked at, milliseconds.
+const RETENTION_INTERVAL_MS: u64 = 5_000;
+
+/// How soon to look again at what waits for memory or for space on the device, milliseconds.
+const PATIENCE_MS: u64 = 20;
+
+/// Counters of a shard since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShardStats {
+    /// Commits that have ended.
+    pub commits: u64,
+    /// Bytes of record batches made durable.
+    pub committed_len: u64,
+    /// Fetches answered.
+    pub fetches: u64,
+    /// Bytes sent from the arena.
+    pub sent_from_memory: u64,
+    /// Bytes sent from the page cache.
+    pub sent_from_page_cache: u64,
+    /// Bytes read from the device for fetches.
+    pub cold_read_len: u64,
+    /// Cold reads.
+    pub cold_reads: u64,
+    /// Fetches that waited for a read another fetch had started.
+    pub shared_reads: u64,
+    /// Times an append had to wait for memory or for its last block.
+    pub appends_delayed: u64,
+}
+
+/// The parts of a shard that the service's callbacks must not see.
+pub(crate) struct Core<P: Platform, C> {
+    limits: ShardLimits,
+    memory: Memory<P>,
+    partitions: FxHashMap<PartitionId, Box<Partition<P>>>,
+    /// Every partition, for the slow round of retention and of idle tails.
+    all: Vec<PartitionId>,
+    detach_cursor: usize,
+    /// Partitions that may have something to commit, to append or to tidy up.
+    ready: VecDeque<PartitionId>,
+    commits_in_flight: u32,
+    fetches: Fetches<P>,
+    park_timers: BinaryHeap<ParkTimer>,
+    /// Fetches to look at again in this turn.
+    woken: Vec<FetchId>,
+    reads: Reads,
+    conns: Vec<Option<Box<Conn<P, C>>>>,
+    sendable: VecDeque<ConnId>,
+    /// Connections whose `sendfile` waits for a segment's file.
+    waiting_for_file: Vec<ConnId>,
+    /// Something waits for memory or for space.
+    patience: bool,
+    memory_short: bool,
+    next_retention: Nanos,
+    outcomes: Vec<AckOutcome>,
+    stopping: Option<Ticket>,
+    stop_failure: Option<PartitionError>,
+    stopped: bool,
+    stats: ShardStats,
+}
+
+/// See the module documentation.
+pub struct Shard<P: Platform, S: Service> {
+    service: S,
+    core: Core<P, S::Connection>,
+    service_deadline: Option<Nanos>,
+    scratch: Vec<u8>,
+}
+
+impl<P: Platform, S: Service> Shard<P, S> {
+    /// A shard without partitions. Allocates what it will ever need, the arena's slabs excepted.
+    pub fn new(limits: ShardLimits, arena: P::Arena, service: S) -> Self {
+        let memory = Memory::new(arena, limits.arena_len_max);
+        let mut conns = Vec::new();
+        conns.resize_with(limits.connections_max as usize, || None);
+        let core = Core {
+            memory,
+            partitions: FxHashMap::default(),
+            all: Vec::new(),
+            detach_cursor: 0,
+            ready: VecDeque::with_capacity(1024),
+            commits_in_flight: 0,
+            fetches: Fetches::new(limits.fetches_max),
+            park_timers: BinaryHeap::with_capacity(limits.fetches_max as usize),
+            woken: Vec::with_capacity(limits.fetches_max as usize),
+            reads: Reads::with_capacity(limits.fetches_max as usize),
+            conns,
+            sendable: VecDeque::with_capacity(limits.connections_max as usize),
+            waiting_for_file: Vec::new(),
+            patience: false,
+            memory_short: false,
+            next_retention: Nanos::ZERO,
+            outcomes: Vec::with_capacity(1024),
+            stopping: None,
+            stop_failure: None,
+            stopped: false,
+            stats: ShardStats::default(),
+            limits,
+        };
+        Self { service, core, service_deadline: None, scratch: Vec::with_capacity(4096) }
+    }
+
+    /// Takes in one event.
+    pub fn handle_event(&mut self, now: Now, event: Event<P>, ops: &mut Ops<P>) {
+        let Self { service, core, .. } = self;
+        match event {
+            Event::Written { token, result } => {
+                if let Purpose::Commit(id) = Purpose::of(token) {
+                    core.with_partition(id, |core, partition| {
+                        partition.handle_written(&mut core.memory, now, result, ops, &mut core.outcomes);
+                    });
+                }
+            }
+            Event::Synced { token, result } => {
+                if let Purpose::CommitSync(id) = Purpose::of(token) {
+                    core.with_partition(id, |core, partition| {
+                        partition.handle_synced(&mut core.memory, result, &mut core.outcomes);
+                    });
+                }
+            }
+            Event::ReadDone { token, chunk, result } => match Purpose::of(token) {
+                Purpose::TailRead(id) => core.handle_tail_read(id, chunk, result),
+                Purpose::ColdRead(entry, generation) => {
+                    core.handle_cold_read(entry, generation, chunk, result, service, now, ops);
+                }
+                other => debug_assert!(false, "no read for {other:?}"),
+            },
+            Event::StepDone { token, output } => {
+                if let Purpose::Step(kind, id, uid) = Purpose::of(token) {
+                    core.handle_step(kind, id, uid, *output, service, now, ops);
+                }
+            }
+            Event::Grown(slab) => core.memory.grow(slab),
+            Event::GrowFailed(errno) => core.memory.refuse_growth(errno),
+            Event::Accepted(conn) => core.handle_accepted(conn, ops),
+            Event::Received { conn, bytes } => core.handle_received(conn, bytes, service, now, ops),
+            Event::Sent { conn, result, released } => {
+                core.handle_sent(conn, result, released, service, now, ops);
+            }
+            Event::Released(_) => {}
+            Event::Closed(conn) => core.handle_closed(conn, service),
+            Event::Request(ticket, request) => core.handle_request(ticket, request, service, now, ops),
+        }
+        core.deliver_outcomes(service, &mut self.scratch, ops);
+        core.poll_woken(service, now, ops);
+    }
+
+    /// Pushes the operations of this turn. Call it after every batch of events.
+    pub fn poll(&mut self, now: Now, ops: &mut Ops<P>) {
+        let Self { service, core, scratch, .. } = self;
+        core.patience = false;
+        core.memory_short = false;
+        if core.memory.wants_growth() {
+            ops.grow = true;
+        }
+        let mut access = appends::ShardAccess { core, now, ops };
+        self.service_deadline = service.turn(now, &mut access);
+        core.expire_parked(service, now, ops);
+        core.poll_retention(now, ops);
+        core.poll_partitions(now, ops);
+        core.deliver_outcomes(service, scratch, ops);
+        core.poll_woken(service, now, ops);
+        core.poll_reads(service, now, ops);
+        core.poll_sends(service, now, ops);
+        if core.memory_short {
+            core.detach_idle_tails();
+        }
+        core.poll_stop(ops);
+    }
+
+    /// When [`Self::poll`] wants to be called even if nothing happens; `None` for never. In the past if
+    /// it has more to do at once.
+    pub fn next_deadline(&self, now: Now) -> Option<Nanos> {
+        let core = &self.core;
+        if core.more_to_send() {
+            return Some(now.mono);
+        }
+        let mut deadline = self.service_deadline;
+        let mut sooner = |at: Nanos| deadline = Some(deadline.map_or(at, |d| d.min(at)));
+        if let Some(timer) = core.park_timers.peek() {
+            sooner(timer.deadline);
+        }
+        if core.patience || core.memory_short {
+            sooner(now.mono.plus_millis(PATIENCE_MS));
+        }
+        if !core.all.is_empty() {
+            sooner(core.next_retention);
+        }
+        deadline
+    }
+
+    /// Whether a shutdown is complete: every partition is closed.
+    pub fn is_stopped(&self) -> bool {
+        self.core.stopped
+    }
+
+    /// Counters since the start.
+    pub fn stats(&self) -> ShardStats {
+        self.core.stats
+    }
+
+    /// The service.
+    pub fn service(&self) -> &S {
+        &self.service
+    }
+
+    /// Bytes of the arena in all, and free.
+    pub fn arena_len(&self) -> (ByteCount, ByteCount) {
+        use crate::platform::Arena;
+        (self.core.memory.arena.capacity(), self.core.memory.arena.free_len())
+    }
+
+    /// Why the arena stopped growing, if it did.
+    pub fn growth_refused(&self) -> Option<crate::disk::Errno> {
+        self.core.memory.growth_refused()
+    }
+}
+
+impl<P: Platform, C> Core<P, C> {
+    /// Runs `f` on a partition, and queues it for the next round if it is still there. Counts commits in
+    /// and out of flight, and wakes parked fetches if the high watermark moved.
+    fn with_partition(&mut self, id: PartitionId, f: impl FnOnce(&mut Self, &mut Partition<P>)) {
+        let Some(mut partition) = self.partitions.remove(&id) else { return };
+        let in_flight = partition.in_flight.is_some();
+        let durable = partition.durable;
+        f(self, &mut partition);
+        if in_flight && partition.in_flight.is_none() {
+            self.commits_in_flight -= 1;
+        }
+        if partition.durable.offset > durable.offset {
+            self.stats.commits += 1;
+            let from = if durable.uid == partition.durable.uid { durable.position.get() } else { 0 };
+            self.stats.committed_len += partition.durable.position.get() - from;
+            self.wake_parked(&mut partition);
+        }
+        self.queue_partition(&mut partition);
+        self.partitions.insert(id, partition);
+    }
+
+    fn queue_partition(&mut self, partition: &mut Partition<P>) {
+        if !partition.queued {
+            partition.queued = true;
+            self.ready.push_back(partition.id);
+        }
+    }
+
+    /// Ends a shutdown when the last partition is closed.
+    fn poll_stop(&mut self, ops: &mut Ops<P>) {
+        if self.stopping.is_some() && self.partitions.is_empty() {
+            self.stopped = true;
+            if let Some(ticket) = self.stopping.take() {
+                let result = self.stop_failure.take().map_or(Ok(()), Err);
+                ops.replies.push((ticket, Reply::Stopped(result)));
+            }
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! Partitions of a shard: requests about them, steps that end, commits and upkeep in turn.
+
+use crate::cache::SegmentUid;
+use crate::disk::Errno;
+use crate::error::{AppendError, FetchError, PartitionError, PartitionFailure};
+use crate::log::partition::{Origin, Partition, PartitionState, TailState};
+use crate::log::step::{OpenedLog, Step, StepOutput};
+use crate::message::{PartitionId, PartitionName, Reply, Request, Ticket};
+use crate::ops::{Now, Ops};
+use crate::platform::{DIRECT_IO_ALIGN, Platform};
+use crate::service::Service;
+use crate::shard::appends::Batches;
+use crate::shard::{Core, RETENTION_INTERVAL_MS};
+use crate::token::{PARTITION_ID_MAX, StepKind};
+use crate::types::Offset;
+
+/// Idle partitions looked at for memory to give up, per turn.
+const DETACH_PER_TURN: usize = 64;
+
+impl<P: Platform, C> Core<P, C> {
+    pub(super) fn handle_request<S: Service<Connection = C>>(
+        &mut self,
+        ticket: Ticket,
+        request: Request,
+        service: &mut S,
+        now: Now,
+        ops: &mut Ops<P>,
+    ) {
+        match request {
+            Request::Open { partition, name, config } => {
+                if let Err(error) = self.open_partition(partition, name, config, ticket, ops) {
+                    ops.replies.push((ticket, Reply::Opened(Err(error))));
+                }
+            }
+            Request::Append { partition, batches } => {
+                self.append(partition, Batches::Owned(batches), Origin::Ticket(ticket), now, ops);
+            }
+            Request::Fetch(request) => {
+                self.start_fetch(request, Origin::Ticket(ticket), service, now, ops);
+            }
+            Request::CancelFetch(fetch) => self.cancel_ticket(fetch, ops),
+            Request::Watermarks(id) => {
+                let result = self.open_one(id).map(|partition| partition.watermarks());
+                ops.replies.push((ticket, Reply::Watermarks(result)));
+            }
+            Request::DeleteRecords { partition: id, before } => {
+                let result = match self.partitions.get_mut(&id) {
+                    Some(partition) => partition.delete_records(&mut self.memory, before, ticket, ops),
+                    None => Err(PartitionError::Unknown),
+                };
+                if let Err(error) = result {
+                    ops.replies.push((ticket, Reply::RecordsDeleted(Err(error))));
+                }
+            }
+            Request::Delete(id) => self.delete_partition(id, ticket, ops),
+            Request::Shutdown => self.begin_stop(ticket),
+        }
+    }
+
+    fn open_one(&self, id: PartitionId) -> Result<&Partition<P>, PartitionError> {
+        let partition = self.partitions.get(&id).ok_or(PartitionError::Unknown)?;
+        partition.check_open()?;
+        Ok(partition)
+    }
+
+    fn open_partition(
+        &mut self,
+        id: PartitionId,
+        name: PartitionName,
+        config: crate::log::LogConfig,
+        ticket: Ticket,
+        ops: &mut Ops<P>,
+    ) -> Result<(), PartitionError> {
+        config.validate()?;
+        if self.stopping.is_some() || self.stopped {
+            return Err(PartitionError::Closing);
+        }
+        if self.partitions.len() >= self.limits.partitions_max as usize || id.0 > PARTITION_ID_MAX {
+            return Err(PartitionError::TooMany(self.limits.partitions_max));
+        }
+        let taken = self.partitions.values().any(|partition| partition.name == name);
+        if taken || self.partitions.contains_key(&id) {
+            return Err(PartitionError::AlreadyOpen);
+        }
+        let step = Step::Open { name: name.clone(), config: config.clone() };
+        let mut partition = Box::new(Partition::opening(id, name, config, ticket));
+        partition.push_step(StepKind::Open, None, step, ops);
+        self.partitions.insert(id, partition);
+        self.all.push(id);
+        Ok(())
+    }
+
+    fn delete_partition(&mut self, id: PartitionId, ticket: Ticket, ops: &mut Ops<P>) {
+        let Some(mut partition) = self.partitions.remove(&id) else {
+            ops.replies.push((ticket, Reply::Deleted(Err(PartitionError::Unknown))));
+            return;
+        };
+        if let Err(error) = partition.check_open() {
+            ops.replies.push((ticket, Reply::Deleted(Err(error))));
+        } else {
+            partition.end_appends(&AppendError::UnknownPartition, &mut self.outcomes);
+            partition.state = PartitionState::Deleting(ticket);
+            self.end_fetches_of(id, &FetchError::UnknownPartition, ops);
+            self.queue_partition(&mut partition);
+        }
+        self.partitions.insert(id, partition);
+    }
+
+    /// Closes every partition; those that are opening close when they are open.
+    fn begin_stop(&mut self, ticket: Ticket) {
+        self.stopping = Some(ticket);
+        for index in 0..self.all.len() {
+            let id = self.all[index];
+            if let Some(mut partition) = self.partitions.remove(&id) {
+                partition.begin_close();
+                self.queue_partition(&mut partition);
+                self.partitions.insert(id, partition);
+            }
+        }
+    }
+
+    /// A step has ended.
+    #[expect(clippy::too_many_arguments, reason = "one call site; the token's parts and the turn's context")]
+    pub(super) fn handle_step<S: Service<Connection = C>>(
+        &mut self,
+        kind: StepKind,
+        id: PartitionId,
+        uid: SegmentUid,
+        output: StepOutput<P>,
+        service: &mut S,
+        now: Now,
+        ops: &mut Ops<P>,
+    ) {
+        let Some(mut partition) = self.partitions.remove(&id) else { return };
+        partition.steps_in_flight -= 1;
+        let outcomes = &mut self.outcomes;
+        let mut gone = false;
+        let mut opened = None;
+        match output {
+            StepOutput::Opened(result) => gone = !self.handle_opened(&mut partition, result, service, ops),
+            StepOutput::SegmentCreated(result) => {
+                let result = result.map(|(file, preallocated)| (file, Some(preallocated)));
+                partition.handle_segment_file(uid, now, result, outcomes);
+            }
+            StepOutput::SegmentOpened(result) => opened = Some(partition.handle_segment_opened(uid, result)),
+            StepOutput::Extended(result) => partition.handle_extended(uid, now, result, outcomes),
+            StepOutput::CompanionsWritten(result) => partition.handle_companions(uid, result),
+            StepOutput::Sealed(result) => partition.handle_sealed(uid, result, outcomes),
+            StepOutput::SegmentsDeleted(result) => handle_deleted(&mut partition, result, ops),
+            StepOutput::Closed(result) => {
+                debug_assert_eq!(kind, StepKind::Close);
+                if let Err(error) = result {
+                    self.stop_failure.get_or_insert(PartitionError::Disk(error));
+                }
+                self.end_fetches_of(id, &FetchError::Closing, ops);
+                gone = true;
+            }
+            StepOutput::PartitionDeleted(result) => {
+                if let PartitionState::Deleting(ticket) = partition.state {
+                    ops.replies.push((ticket, Reply::Deleted(result.map_err(PartitionError::Disk))));
+                }
+                gone = true;
+            }
+        }
+        if gone {
+            self.forget(partition);
+            return;
+        }
+        self.queue_partition(&mut partition);
+        self.partitions.insert(id, partition);
+        if let Some(result) = opened {
+            while let Some(conn) = self.waiting_for_file.pop() {
+                match result {
+                    Ok(()) => self.queue_conn(conn),
+                    Err(_) => self.close(conn, ops),
+                }
+            }
+            if let Err(error) = result {
+                self.fail_reads(uid, &error, service, now, ops);
+            }
+        }
+    }
+
+    /// Says whether the partition stays.
+    fn handle_opened<S: Service<Connection = C>>(
+        &mut self,
+        partition: &mut Partition<P>,
+        result: Result<Box<OpenedLog<P>>, PartitionError>,
+        service: &mut S,
+        ops: &mut Ops<P>,
+    ) -> bool {
+        let PartitionState::Opening(ticket) = partition.state else { return true };
+        match result {
+            Ok(opened) => {
+                partition.open(*opened, &mut self.memory);
+                if self.stopping.is_some() {
+                    partition.begin_close();
+                }
+                service.handle_opened(partition.id, &partition.name);
+                ops.replies.push((ticket, Reply::Opened(Ok(partition.watermarks()))));
+                self.wake_parked(partition);
+                true
+            }
+            Err(error) => {
+                partition.end_appends(&AppendError::UnknownPartition, &mut self.outcomes);
+                self.end_fetches_of(partition.id, &FetchError::UnknownPartition, ops);
+                ops.replies.push((ticket, Reply::Opened(Err(error))));
+                false
+            }
+        }
+    }
+
+    /// The last block came back, so that appends can go on behind it.
+    pub(super) fn handle_tail_read(
+        &mut self,
+        id: PartitionId,
+        chunk: P::Chunk,
+        result: Result<usize, Errno>,
+    ) {
+        self.with_partition(id, |core, partition| {
+            if partition.tail_state != TailState::Reading {
+                return;
+            }
+            let end = partition.active().end;
+            let needed = (end.get() % DIRECT_IO_ALIGN) as usize;
+            let base_offset = partition.active().base_offset;
+            match result {
+                Ok(len) if len >= needed => partition.handle_tail_read(chunk),
+                Ok(_) => {
+                    partition.tail_state = TailState::Detached;
+                    let failure = PartitionFailure::Read { base_offset, errno: Errno::IO };
+                    partition.fail(failure, &mut core.outcomes);
+                }
+                Err(errno) => {
+                    partition.tail_state = TailState::Detached;
+                    partition.fail(PartitionFailure::Read { base_offset, errno }, &mut core.outcomes);
+                }
+            }
+        });
+    }
+
+    fn forget(&mut self, partition: Box<Partition<P>>) {
+        for segment in &partition.segments {
+            self.memory.cache.remove_segment(segment.uid, segment.end);
+        }
+        self.all.retain(|id| *id != partition.id);
+    }
+
+    /// Gives every partition with something to do its turn: waiting appends, upkeep, one commit.
+    pub(super) fn poll_partitions(&mut self, now: Now, ops: &mut Ops<P>) {
+        for _ in 0..self.ready.len() {
+            let Some(id) = self.ready.pop_front() else { break };
+            let Some(mut partition) = self.partitions.remove(&id) else { continue };
+            partition.queued = false;
+            self.retry_waiting(&mut partition, now, ops);
+            partition.push_upkeep(now, ops);
+            self.push_deletion(&mut partition, ops);
+            let allowed = self.commits_in_flight < self.limits.commits_in_flight_max;
+            if allowed && partition.push_commit(&mut self.memory, now, ops) {
+                self.commits_in_flight += 1;
+            }
+            let blocked = partition.in_flight.is_none() && !partition.pending.is_empty();
+            let retry = now.mono < partition.retry_at;
+            if blocked || retry || !partition.waiting.is_empty() {
+                self.patience = true;
+                self.queue_partition(&mut partition);
+            }
+            self.partitions.insert(id, partition);
+        }
+    }
+
+    /// A partition that is to be deleted goes when nothing of it is under way.
+    fn push_deletion(&mut self, partition: &mut Partition<P>, ops: &mut Ops<P>) {
+        let idle = partition.in_flight.is_none()
+            && partition.steps_in_flight == 0
+            && partition.tail_state != TailState::Reading;
+        if matches!(partition.state, PartitionState::Deleting(_)) && idle {
+            while partition.tail.pop().is_some() {}
+            partition.tail_state = TailState::Detached;
+            partition.pending.clear();
+            let step = Step::DeletePartition { name: partition.name.clone() };
+            partition.push_step(StepKind::DeletePartition, None, step, ops);
+        }
+    }
+
+    /// Retention, every few seconds.
+    pub(super) fn poll_retention(&mut self, now: Now, ops: &mut Ops<P>) {
+        if now.mono < self.next_retention {
+            return;
+        }
+        self.next_retention = now.mono.plus_millis(RETENTION_INTERVAL_MS);
+        for index in 0..self.all.len() {
+            let id = self.all[index];
+            if let Some(partition) = self.partitions.get_mut(&id) {
+                partition.push_retention(&mut self.memory, now, ops);
+            }
+        }
+    }
+
+    /// Takes memory from partitions that nobody appends to, a few per turn.
+    pub(super) fn detach_idle_tails(&mut self) {
+        for _ in 0..DETACH_PER_TURN.min(self.all.len()) {
+            self.detach_cursor = (self.detach_cursor + 1) % self.all.len();
+            let id = self.all[self.detach_cursor];
+            if let Some(partition) = self.partitions.get_mut(&id)
+                && partition.waiting.is_empty()
+            {
+                partition.detach_tail(&mut self.memory);
+            }
+        }
+    }
+}
+
+fn handle_deleted<P: Platform>(
+    partition: &mut Partition<P>,
+    result: Result<(), crate::disk::DiskError>,
+    ops: &mut Ops<P>,
+) {
+    let reply: Result<Offset, PartitionError> = match result {
+        Ok(()) => Ok(partition.log_start_offset),
+        Err(error) => Err(PartitionError::Disk(error)),
+    };
+    if let Some(Some(ticket)) = partition.deletions.pop_front() {
+        ops.replies.push((ticket, Reply::RecordsDeleted(reply)));
+    }
+}

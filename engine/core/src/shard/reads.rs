@@ -1,0 +1,245 @@
+//! Cold reads: bringing what a fetch misses from the device into the read cache.
+//!
+//! Always holds: bytes of cold reads in flight stay within `cold_read_bytes_max`, so that commits find
+//! the device free; every loading entry of the cache has exactly one read queued or in flight.
+
+use std::collections::VecDeque;
+
+use crate::cache::{NONE, SegmentUid};
+use crate::disk::Errno;
+use crate::error::FetchError;
+use crate::log::partition::Partition;
+use crate::log::segment::SegmentFile;
+use crate::log::step::Step;
+use crate::message::PartitionId;
+use crate::ops::{DiskOp, Now, Ops, Read};
+use crate::platform::{CHUNK_LEN_MIN, Chunk, DIRECT_IO_ALIGN, Platform};
+use crate::service::Service;
+use crate::shard::Core;
+use crate::token::{Purpose, StepKind};
+use crate::types::{ByteCount, Position};
+
+/// One read that waits for memory, for its file, or for its turn.
+#[derive(Clone, Copy, Debug)]
+struct Queued {
+    partition: PartitionId,
+    uid: SegmentUid,
+    entry: u32,
+    generation: u32,
+}
+
+/// Reads waiting and in flight.
+pub(super) struct Reads {
+    queue: VecDeque<Queued>,
+    in_flight_len: ByteCount,
+}
+
+impl Reads {
+    pub(super) fn with_capacity(capacity: usize) -> Self {
+        Self { queue: VecDeque::with_capacity(capacity), in_flight_len: ByteCount::ZERO }
+    }
+}
+
+/// What became of a queued read.
+enum Submitted {
+    Yes,
+    /// Its file is being opened.
+    Later,
+    /// No memory.
+    NoMemory,
+    /// It can never succeed.
+    Failed(Box<FetchError>),
+}
+
+impl<P: Platform, C> Core<P, C> {
+    /// Starts a read of the chunk around `position`, and of those after it up to `until`, as far as they
+    /// are not in memory or on their way.
+    pub(super) fn request_reads(
+        &mut self,
+        partition: &Partition<P>,
+        uid: SegmentUid,
+        position: Position,
+        until: Position,
+    ) {
+        let wanted = self.limits.cold_read_len.min(self.memory.tail_chunk_len_max().max(CHUNK_LEN_MIN));
+        let mut at = position;
+        while at < until {
+            let mut len = wanted;
+            let entry = loop {
+                let start = at.align_down(len.get());
+                if let Some(entry) = self.memory.cache.begin_load(uid, start, len) {
+                    break Some(entry);
+                }
+                if len == CHUNK_LEN_MIN {
+                    break None;
+                }
+                len = CHUNK_LEN_MIN;
+            };
+            if let Some(entry) = entry {
+                let generation = self.memory.cache.generation(entry);
+                self.reads.queue.push_back(Queued { partition: partition.id, uid, entry, generation });
+            }
+            at = at.align_down(len.get()).plus(len);
+        }
+    }
+
+    /// Submits queued reads in order, as far as memory and the budget allow.
+    pub(super) fn poll_reads<S: Service<Connection = C>>(
+        &mut self,
+        service: &mut S,
+        now: Now,
+        ops: &mut Ops<P>,
+    ) {
+        for _ in 0..self.reads.queue.len() {
+            if self.reads.in_flight_len >= self.limits.cold_read_bytes_max {
+                return;
+            }
+            let Some(queued) = self.reads.queue.pop_front() else { return };
+            let Some(mut partition) = self.partitions.remove(&queued.partition) else {
+                self.end_load(queued, Some(FetchError::UnknownPartition), service, now, ops);
+                continue;
+            };
+            let submitted = self.submit_read(&mut partition, queued, ops);
+            self.partitions.insert(queued.partition, partition);
+            match submitted {
+                Submitted::Yes => {}
+                Submitted::Later => self.reads.queue.push_back(queued),
+                Submitted::NoMemory => {
+                    self.reads.queue.push_front(queued);
+                    self.memory_short = true;
+                    self.patience = true;
+                    return;
+                }
+                Submitted::Failed(error) => self.end_load(queued, Some(*error), service, now, ops),
+            }
+        }
+    }
+
+    fn submit_read(&mut self, partition: &mut Partition<P>, queued: Queued, ops: &mut Ops<P>) -> Submitted {
+        let Some(index) = partition.segment_index(queued.uid) else {
+            return Submitted::Failed(Box::new(FetchError::OffsetOutOfRange {
+                offset: partition.log_start_offset,
+                log_start_offset: partition.log_start_offset,
+                log_end_offset: partition.log_end_offset(),
+            }));
+        };
+        let file = match &partition.segments[index].file {
+            SegmentFile::Open(file) => file.clone(),
+            SegmentFile::Requested => return Submitted::Later,
+            SegmentFile::Closed => {
+                partition.segments[index].file = SegmentFile::Requested;
+                let step = Step::OpenSegment {
+                    name: partition.name.clone(),
+                    config: partition.config.clone(),
+                    base_offset: partition.segments[index].base_offset,
+                };
+                partition.push_step(StepKind::OpenSegment, Some(index), step, ops);
+                return Submitted::Later;
+            }
+        };
+        let (_, position, chunk_len) = self.memory.cache.loading_range(queued.entry);
+        let visible = partition.visible_end(index);
+        let end = position.plus(chunk_len).min(visible.max(position));
+        let len = end.align_up(DIRECT_IO_ALIGN).since(position);
+        let Some(chunk) = self.memory.take(chunk_len) else { return Submitted::NoMemory };
+        self.memory.cache.expect(queued.entry, end);
+        self.reads.in_flight_len = ByteCount::new(self.reads.in_flight_len.get() + chunk_len.get());
+        self.stats.cold_reads += 1;
+        self.stats.cold_read_len += len.get();
+        let token = Purpose::ColdRead(queued.entry, queued.generation).token();
+        ops.disk.push(DiskOp::Read(Read { token, file, position, chunk, from: 0, len: len.as_usize() }));
+        Submitted::Yes
+    }
+
+    /// Ends the queued reads of a segment whose file could not be opened.
+    pub(super) fn fail_reads<S: Service<Connection = C>>(
+        &mut self,
+        uid: SegmentUid,
+        error: &FetchError,
+        service: &mut S,
+        now: Now,
+        ops: &mut Ops<P>,
+    ) {
+        for _ in 0..self.reads.queue.len() {
+            let Some(queued) = self.reads.queue.pop_front() else { return };
+            if queued.uid == uid {
+                self.end_load(queued, Some(error.clone()), service, now, ops);
+            } else {
+                self.reads.queue.push_back(queued);
+            }
+        }
+    }
+
+    /// A cold read has ended.
+    #[expect(clippy::too_many_arguments, reason = "one call site; the event's parts and the turn's context")]
+    pub(super) fn handle_cold_read<S: Service<Connection = C>>(
+        &mut self,
+        entry: u32,
+        generation: u32,
+        mut chunk: P::Chunk,
+        result: Result<usize, Errno>,
+        service: &mut S,
+        now: Now,
+        ops: &mut Ops<P>,
+    ) {
+        let in_flight = self.reads.in_flight_len.get() - chunk.len() as u64;
+        self.reads.in_flight_len = ByteCount::new(in_flight);
+        let (uid, position, _) = self.memory.cache.loading_range(entry);
+        let expected = self.memory.cache.expected_len(entry).as_usize();
+        // What lies behind the visible end in its block is none of the readers' business.
+        let (lease, failure) = match result {
+            Ok(len) if len >= expected => {
+                chunk.freeze(expected);
+                (Some(chunk.lease(0..expected)), None)
+            }
+            other => {
+                let errno = other.err().unwrap_or(Errno::IO);
+                let position = position.get();
+                let base_offset = self.base_offset_of(uid);
+                (None, Some(FetchError::ReadFailed { base_offset, position, errno }))
+            }
+        };
+        let waiters = self.memory.cache.end_load(entry, generation, lease);
+        self.wake_waiters(waiters, failure.as_ref(), service, now, ops);
+    }
+
+    fn end_load<S: Service<Connection = C>>(
+        &mut self,
+        queued: Queued,
+        failure: Option<FetchError>,
+        service: &mut S,
+        now: Now,
+        ops: &mut Ops<P>,
+    ) {
+        let waiters = self.memory.cache.end_load(queued.entry, queued.generation, None);
+        self.wake_waiters(waiters, failure.as_ref(), service, now, ops);
+    }
+
+    fn base_offset_of(&self, uid: SegmentUid) -> crate::types::Offset {
+        let found = self.partitions.values().find_map(|partition| {
+            partition.segment_index(uid).map(|index| partition.segments[index].base_offset)
+        });
+        found.unwrap_or_default()
+    }
+
+    fn wake_waiters<S: Service<Connection = C>>(
+        &mut self,
+        first: u32,
+        failure: Option<&FetchError>,
+        service: &mut S,
+        now: Now,
+        ops: &mut Ops<P>,
+    ) {
+        let mut next = first;
+        while next != NONE {
+            let (id, after) = self.fetches.leave_waiters(next);
+            if let Some(fetch) = self.fetches.get_mut(id)
+                && let Some(failure) = failure
+            {
+                fetch.failure = Some(failure.clone());
+            }
+            self.advance_fetch(id, service, now, ops);
+            next = after;
+        }
+    }
+}
