@@ -10,3 +10,6 @@ pub mod disk;
 pub mod file;
 pub mod memory;
 pub mod residency;
+#[cfg(test)]
+mod testing;
+pub mod uring;

@@ -1,0 +1,434 @@
+//! The turn: operations into the ring, completions out of it.
+//!
+//! Owns the ring and every table. Always holds: at most two `io_uring_enter` per turn, the first only
+//! if there are disk operations, which thereby start before the sends of the same turn; completions of
+//! disk operations are reported before those of sockets; what the kernel may still write to is freed
+//! only after its last completion, in `drop` as well.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use io_uring::{opcode, types};
+use rohrpost_engine_core::disk::Errno;
+use rohrpost_engine_core::limits::ShardLimits;
+use rohrpost_engine_core::ops::{Driver, Event, Now, Ops};
+use rohrpost_engine_core::types::{ByteCount, Nanos, Timestamp};
+
+use super::accept::Acceptor;
+use super::disk_ops::DiskTable;
+use super::features::{Feature, FeatureSet, Missing, Reason};
+use super::net_ops::ConnTable;
+use super::probe::ProbeReport;
+use super::recv::RecvPool;
+use super::ring::{Cqe, Ring, RingError, RingSizes, errno_of};
+use super::setup_error::{SetupError, locked_memory_limit};
+use super::slab::{Key, Kind};
+use super::{Outside, UringPlatform};
+use crate::arena::LinuxSlab;
+
+/// What a driver is made of.
+#[derive(Debug)]
+pub struct UringConfig {
+    /// The shard's sizes.
+    pub limits: ShardLimits,
+    /// What the host can do, from [`super::probe()`].
+    pub report: ProbeReport,
+    /// Where connections come from, non-blocking or not, with the socket options that accepted
+    /// connections inherit.
+    pub listener: Option<OwnedFd>,
+    /// Length of a receive buffer, bytes.
+    pub recv_buf_len: usize,
+    /// Receive buffers, a power of two.
+    pub recv_buf_count: u16,
+    /// Kernel worker threads per class (syncs, buffered writes), per shard.
+    pub workers_max: u32,
+}
+
+impl UringConfig {
+    /// Defaults for a shard of these limits.
+    pub fn new(limits: ShardLimits, report: ProbeReport) -> Self {
+        let recv_buf_count = limits.connections_max.next_power_of_two().clamp(64, 512) as u16;
+        Self { limits, report, listener: None, recv_buf_len: 16 << 10, recv_buf_count, workers_max: 4 }
+    }
+
+    /// What the driver's memory goes to, apart from the arena; the queues count as locked memory.
+    pub fn bill(&self) -> [(&'static str, ByteCount); 3] {
+        let sizes = ring_sizes(&self.limits, self.recv_buf_count, self.workers_max);
+        let queues = u64::from(sizes.submissions) * 68 + u64::from(sizes.completions) * 16;
+        let buffers = self.recv_buf_len * usize::from(self.recv_buf_count);
+        let tables = ConnTable::slot_len() * self.limits.connections_max as usize
+            + DiskTable::write_slot_len() * self.limits.commits_in_flight_max as usize;
+        [
+            ("ring queues", ByteCount::new(queues)),
+            ("receive buffers", ByteCount::of_usize(buffers)),
+            ("operations in flight", ByteCount::of_usize(tables)),
+        ]
+    }
+}
+
+/// What a driver has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UringStats {
+    /// Calls of `io_uring_enter`.
+    pub enter_count: u64,
+    /// Turns.
+    pub turn_count: u64,
+    /// Disk transfers from or to registered memory.
+    pub fixed_count: u64,
+    /// Disk transfers from or to memory that the kernel had to pin for them.
+    pub plain_count: u64,
+    /// Slabs registered with the ring.
+    pub slabs_registered: u32,
+    /// Slabs used without registration.
+    pub slabs_unregistered: u32,
+    /// Receives that had to wait for a free buffer.
+    pub recv_starved_count: u64,
+    /// Connections closed at once because the table was full.
+    pub refused_count: u64,
+    /// Accepts that failed for want of descriptors or memory.
+    pub accept_starved_count: u64,
+    /// Turns that found the completion queue overflowed; nothing is lost, the kernel keeps the rest.
+    pub overflow_count: u64,
+}
+
+/// The io_uring driver of one shard. Made and used on the shard's thread.
+pub struct UringDriver<O: Outside> {
+    ring: Ring,
+    disk: DiskTable,
+    conns: ConnTable,
+    acceptor: Acceptor,
+    outside: O,
+    wake_armed: bool,
+    cqes: Vec<Cqe>,
+    missing: Vec<Missing>,
+    stats: UringStats,
+}
+
+impl<O: Outside> UringDriver<O> {
+    /// Makes the ring and its tables, and blocks `SIGPIPE` for the calling thread.
+    ///
+    /// # Errors
+    /// When the ring or the receive buffers cannot be had.
+    pub fn new(config: UringConfig, outside: O) -> Result<Self, SetupError> {
+        let limits = &config.limits;
+        let mut missing = config.report.missing.clone();
+        let sizes = ring_sizes(limits, config.recv_buf_count, config.workers_max);
+        let mut ring = Ring::new(sizes, config.report.features, &mut missing)?;
+        let no_memory = |error: std::io::Error| SetupError::Other { errno: errno_of(&error) };
+        let pool = RecvPool::new(config.recv_buf_count, config.recv_buf_len).map_err(no_memory)?;
+        if ring.features().has(Feature::BufRing)
+            && let Err(errno) = pool.register(&mut ring)
+        {
+            give_up(&mut ring, &mut missing, Feature::BufRing, errno);
+        }
+        if ring.features().has(Feature::FixedBuffers)
+            && let Err(errno) = ring.register_buffer_table(limits.slabs_max() as u32)
+        {
+            give_up(&mut ring, &mut missing, Feature::FixedBuffers, errno);
+        }
+        let reads_max = limits.cold_read_bytes_max.get() / limits.cold_read_len.get().max(1);
+        let commits_max = limits.commits_in_flight_max as usize;
+        block_sigpipe();
+        Ok(Self {
+            disk: DiskTable::new(commits_max, reads_max as usize, limits.slabs_max()),
+            conns: ConnTable::new(limits.connections_max as usize, pool, ring.features()),
+            acceptor: Acceptor::new(config.listener),
+            outside,
+            wake_armed: false,
+            cqes: Vec::with_capacity(ring.completion_capacity()),
+            missing,
+            stats: UringStats::default(),
+            ring,
+        })
+    }
+
+    /// Registers a slab's memory before the arena adopts it. Without registration the slab is used all
+    /// the same, slower; [`Self::missing`] then says why, once.
+    pub fn register(&mut self, slab: &LinuxSlab) {
+        if self.ring.features().has(Feature::FixedBuffers) {
+            let (start, len) = slab.memory();
+            // SAFETY: [U22] a slab is one anonymous mapping; operations name the slot only while they
+            // own memory of the slab.
+            match unsafe { self.ring.register_buffer(slab.index(), start, len) } {
+                Ok(()) => {
+                    self.disk.registered_mut().insert(slab.index(), start, len);
+                    self.stats.slabs_registered += 1;
+                    return;
+                }
+                Err(errno) => self.note_unregistered(errno),
+            }
+        }
+        self.stats.slabs_unregistered += 1;
+    }
+
+    fn note_unregistered(&mut self, errno: Errno) {
+        let feature = Feature::FixedBuffers;
+        if self.missing.iter().all(|missing| missing.feature != feature) {
+            self.missing.push(Missing { feature, reason: reason_of(errno) });
+        }
+    }
+
+    /// What the ring uses.
+    pub fn features(&self) -> FeatureSet {
+        self.ring.features()
+    }
+
+    /// What the ring does without, and why; grows when a slab cannot be registered.
+    pub fn missing(&self) -> &[Missing] {
+        &self.missing
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> UringStats {
+        UringStats {
+            enter_count: self.ring.enter_count,
+            fixed_count: self.disk.fixed_count,
+            plain_count: self.disk.plain_count,
+            recv_starved_count: self.conns.starved_count,
+            refused_count: self.acceptor.refused_count,
+            accept_starved_count: self.acceptor.starved_count,
+            ..self.stats
+        }
+    }
+
+    /// Why the listener accepts no more, if it broke.
+    pub fn listener_error(&self) -> Option<Errno> {
+        self.acceptor.broken
+    }
+
+    /// The way to other threads.
+    pub fn outside(&mut self) -> &mut O {
+        &mut self.outside
+    }
+
+    fn push_ops(
+        &mut self,
+        ops: &mut Ops<UringPlatform>,
+        events: &mut Vec<Event<UringPlatform>>,
+    ) -> Result<(), RingError> {
+        if !ops.disk.is_empty() {
+            for op in ops.disk.drain(..) {
+                self.disk.push(&mut self.ring, op)?;
+            }
+            self.ring.submit()?;
+        }
+        self.conns.feed_starved(&mut self.ring)?;
+        for op in ops.net.drain(..) {
+            self.conns.push(&mut self.ring, op, events)?;
+        }
+        for (token, step) in ops.steps.drain(..) {
+            self.outside.run_step(token, step);
+        }
+        for (ticket, reply) in ops.replies.drain(..) {
+            self.outside.reply(ticket, reply);
+        }
+        if std::mem::take(&mut ops.grow) {
+            self.outside.grow();
+        }
+        let features = self.ring.features();
+        if events.iter().any(|event| matches!(event, Event::Closed(_))) {
+            self.acceptor.handle_closed();
+        }
+        self.acceptor.arm(&mut self.ring, features, self.conns.has_room(), mono_now())?;
+        self.arm_wake()
+    }
+
+    fn arm_wake(&mut self) -> Result<(), RingError> {
+        if self.wake_armed {
+            return Ok(());
+        }
+        self.wake_armed = true;
+        let eventfd = types::Fd(self.outside.wake_fd().as_raw_fd());
+        let multishot = self.ring.features().has(Feature::MultishotPoll);
+        let entry = opcode::PollAdd::new(eventfd, libc::POLLIN as u32).multi(multishot).build();
+        // SAFETY: [U20] the entry points to no memory; `drop` waits for the request before the inbox
+        // closes the descriptor.
+        unsafe { self.ring.push(&entry.user_data(Key::lone(Kind::Wake).encode())) }
+    }
+
+    /// Submits, and waits if nothing has happened yet and nothing is queued by other threads.
+    fn wait(&mut self, idle: bool, deadline: Option<Nanos>) -> Result<(), RingError> {
+        if !idle || !self.outside.park() {
+            let result = self.ring.submit_and_wait(0, None);
+            self.outside.unpark();
+            return result;
+        }
+        let deadline = earlier(deadline, self.acceptor.deadline());
+        let timeout = deadline.map(|at| Duration::from_nanos(at.get().saturating_sub(mono_now().get())));
+        let want = u32::from(timeout != Some(Duration::ZERO));
+        let result = self.ring.submit_and_wait(want, timeout);
+        self.outside.unpark();
+        result
+    }
+
+    fn take_completions(&mut self, events: &mut Vec<Event<UringPlatform>>) -> Result<(), RingError> {
+        self.stats.overflow_count += u64::from(self.ring.has_overflowed());
+        self.cqes.clear();
+        self.ring.take_completions(&mut self.cqes);
+        for index in 0..self.cqes.len() {
+            let cqe = self.cqes[index];
+            if let Some(key) = Key::decode(cqe.user_data).filter(|key| key.is_disk()) {
+                events.extend(self.disk.complete(key, cqe));
+            }
+        }
+        let now = mono_now();
+        for index in 0..self.cqes.len() {
+            let cqe = self.cqes[index];
+            if let Some(key) = Key::decode(cqe.user_data).filter(|key| !key.is_disk()) {
+                self.complete(key, cqe, now, events)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn complete(
+        &mut self,
+        key: Key,
+        cqe: Cqe,
+        now: Nanos,
+        events: &mut Vec<Event<UringPlatform>>,
+    ) -> Result<(), RingError> {
+        match key.kind {
+            Kind::Accept => {
+                self.acceptor.complete(&mut self.ring, cqe, &mut self.conns, now, events)?;
+            }
+            Kind::Wake => {
+                self.wake_armed = cqe.more();
+                if !self.wake_armed {
+                    // The next poll would see the old wake-ups again. Nothing to read is fine too.
+                    let _ = rustix::io::read(self.outside.wake_fd(), &mut [0; 8]);
+                }
+            }
+            Kind::Cancel => {}
+            _ => {
+                let before = events.len();
+                self.conns.complete(&mut self.ring, key, cqe, events)?;
+                if events[before..].iter().any(|event| matches!(event, Event::Closed(_))) {
+                    self.acceptor.handle_closed();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn is_live(&self) -> bool {
+        self.disk.live_count() > 0
+            || self.conns.live_count() > 0
+            || self.acceptor.is_live()
+            || self.wake_armed
+    }
+
+    /// Ends every request and waits for the last completions.
+    fn wind_down(&mut self) -> Result<(), RingError> {
+        let mut events = Vec::new();
+        self.acceptor.stop(&mut self.ring)?;
+        self.conns.close_all(&mut self.ring, &mut events)?;
+        if self.wake_armed {
+            let builder = types::CancelBuilder::user_data(Key::lone(Kind::Wake).encode());
+            let entry = opcode::AsyncCancel2::new(builder).build();
+            // SAFETY: [U20] the entry points to no memory.
+            unsafe { self.ring.push(&entry.user_data(Key::lone(Kind::Cancel).encode())) }?;
+        }
+        while self.is_live() {
+            self.ring.submit_and_wait(1, None)?;
+            self.take_completions(&mut events)?;
+            events.clear();
+        }
+        Ok(())
+    }
+}
+
+impl<O: Outside> Driver for UringDriver<O> {
+    type Platform = UringPlatform;
+    type Error = RingError;
+
+    fn now(&self) -> Now {
+        let wall = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        let wall = wall.tv_sec * 1000 + wall.tv_nsec / 1_000_000;
+        Now { mono: mono_now(), wall: Timestamp::new(wall) }
+    }
+
+    fn turn(
+        &mut self,
+        ops: &mut Ops<UringPlatform>,
+        events: &mut Vec<Event<UringPlatform>>,
+        deadline: Option<Nanos>,
+    ) -> Result<(), RingError> {
+        self.stats.turn_count += 1;
+        let before = events.len();
+        self.push_ops(ops, events)?;
+        self.wait(events.len() == before, deadline)?;
+        self.take_completions(events)?;
+        let first = events.len();
+        self.outside.drain(events);
+        for event in &events[first..] {
+            if let Event::Grown(slab) = event {
+                self.register(slab);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<O: Outside> Drop for UringDriver<O> {
+    fn drop(&mut self) {
+        if self.wind_down().is_err() {
+            // The kernel may still use the tables' memory: better to lose it than to reuse it.
+            let empty = DiskTable::new(0, 0, 0);
+            std::mem::forget(std::mem::replace(&mut self.disk, empty));
+            self.conns.leak();
+        }
+    }
+}
+
+fn mono_now() -> Nanos {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Nanos::new(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
+}
+
+fn earlier(a: Option<Nanos>, b: Option<Nanos>) -> Option<Nanos> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+fn reason_of(errno: Errno) -> Reason {
+    if errno == Errno::NOMEM {
+        Reason::LockedMemory(errno, locked_memory_limit())
+    } else {
+        Reason::Refused(errno)
+    }
+}
+
+fn give_up(ring: &mut Ring, missing: &mut Vec<Missing>, feature: Feature, errno: Errno) {
+    ring.drop_feature(feature);
+    missing.push(Missing { feature, reason: reason_of(errno) });
+    for (dependent, needed) in super::features::NEEDS {
+        if *needed == feature && ring.features().has(*dependent) {
+            ring.drop_feature(*dependent);
+            missing.push(Missing { feature: *dependent, reason: Reason::Needs(feature) });
+        }
+    }
+}
+
+/// Room for every completion that can be outstanding: one per disk operation, a send, a cancellation
+/// and the end of a receive per connection, one per receive buffer, and a burst of accepts.
+fn ring_sizes(limits: &ShardLimits, recv_buf_count: u16, workers_max: u32) -> RingSizes {
+    let reads = (limits.cold_read_bytes_max.get() / limits.cold_read_len.get().max(1)) as u32;
+    let disk = limits.commits_in_flight_max + reads;
+    let completions = 2 * disk + 4 * limits.connections_max + u32::from(recv_buf_count) + 64;
+    let submissions = (disk + limits.connections_max).next_power_of_two().clamp(64, 1024);
+    RingSizes { submissions, completions: completions.next_power_of_two().min(65_536), workers_max }
+}
+
+/// `sendfile` to a closed connection raises `SIGPIPE`, and has no flag against it.
+fn block_sigpipe() {
+    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: [U27] initialises the set it is given.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    // SAFETY: [U27] the set was initialised by the call above.
+    unsafe { libc::sigaddset(set.as_mut_ptr(), libc::SIGPIPE) };
+    // SAFETY: [U27] an initialised set is read; no old set is asked for.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut()) };
+}

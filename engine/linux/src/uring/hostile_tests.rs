@@ -1,0 +1,132 @@
+//! Hosts that forbid: a system call filter, a locked-memory limit. Each story runs in a process of its
+//! own, since limits and filters cannot be taken back: the test starts its own binary again.
+
+use std::process::Command;
+
+use rohrpost_engine_core::limits::ShardLimits;
+use rohrpost_engine_core::ops::Event;
+use rustix::process::{Resource, Rlimit};
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+
+use super::tests::{driver, grow};
+use super::{Feature, FeatureMask, Outside, Reason, SetupError, probe};
+use crate::arena::LinuxArena;
+use crate::testing::{Options, Rig, disk_bodies, net_bodies};
+
+const ROLE: &str = "ROHRPOST_TEST_ROLE";
+
+/// Runs this very test in a process of its own; `false` in the parent, after the child succeeded.
+fn in_child(test: &str) -> bool {
+    if std::env::var(ROLE).as_deref() == Ok(test) {
+        return true;
+    }
+    let name = format!("uring::hostile_tests::{test}");
+    let program = std::env::current_exe().expect("a test binary knows its path");
+    let output = Command::new(program)
+        .args(["--exact", &name, "--nocapture", "--test-threads=1"])
+        .env(ROLE, test)
+        .output()
+        .expect("the test binary starts again");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{test} in a child:\n{text}\n{errors}");
+    assert!(text.contains("1 passed"), "the child ran nothing:\n{text}");
+    false
+}
+
+fn without_locked_memory_rights(limit: u64) {
+    let mut sets = capabilities(None).expect("a thread may ask");
+    sets.effective.remove(CapabilitySet::IPC_LOCK);
+    sets.permitted.remove(CapabilitySet::IPC_LOCK);
+    sets.inheritable.remove(CapabilitySet::IPC_LOCK);
+    set_capabilities(None, sets).expect("rights may be given up");
+    let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
+    rustix::process::setrlimit(Resource::Memlock, limit).expect("limits may be lowered");
+}
+
+/// A container's default profile answers `io_uring_setup` with EPERM or ENOSYS: the error says that a
+/// filter is the likely cause, names the calls to allow, and names the driver that works.
+#[test]
+fn a_filter_is_named_with_its_remedy() {
+    for errno in [libc::EPERM, libc::ENOSYS] {
+        let explained = std::thread::spawn(move || {
+            forbid_io_uring(errno);
+            probe(FeatureMask::NONE).expect_err("the filter forbids it")
+        });
+        let error = explained.join().expect("the thread only probes");
+        assert!(matches!(error, SetupError::Filtered { errno: seen } if seen.0 == errno), "{error}");
+        let text = error.to_string();
+        for word in ["seccomp", "io_uring_setup", "poll driver"] {
+            assert!(text.contains(word), "{text}");
+        }
+    }
+}
+
+/// Lets `io_uring_setup` fail with `errno`, for the calling thread only.
+fn forbid_io_uring(errno: i32) {
+    rustix::thread::set_no_new_privs(true).expect("always allowed");
+    let statement = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+    let return_errno = libc::SECCOMP_RET_ERRNO | errno as u32;
+    let mut filter = [
+        // The system call's number is the first word of what the filter sees.
+        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, libc::SYS_io_uring_setup as u32),
+        statement(libc::BPF_RET | libc::BPF_K, 0, 0, return_errno),
+        statement(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    let (operation, mode) = (libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER);
+    // SAFETY: [U28] the program and its filter outlive the call, which copies them.
+    let result = unsafe { libc::prctl(operation, mode, &raw const program) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// 8 MiB of locked memory, no right to exceed it: the ring fits in its small profile, a slab does not.
+/// The slab is used unregistered, this is said once by name, and everything works.
+#[test]
+fn a_slab_beyond_the_locked_memory_limit_is_used_unregistered() {
+    if !in_child("a_slab_beyond_the_locked_memory_limit_is_used_unregistered") {
+        return;
+    }
+    without_locked_memory_rights(8 << 20);
+    let options = Options { limits: ShardLimits::small(), ..Options::default() };
+    let mut rig = Rig::new(driver(FeatureMask::NONE, options));
+    let mut arena = LinuxArena::new(2);
+    grow(&mut rig.driver, &mut arena);
+    let missing = rig.driver.missing().to_vec();
+    assert_eq!(missing.len(), 1, "{missing:?}");
+    assert_eq!(missing[0].feature, Feature::FixedBuffers);
+    assert!(matches!(missing[0].reason, Reason::LockedMemory(_, limit) if limit == 8 << 20));
+    assert!(missing[0].to_string().contains("ulimit -l"), "{}", missing[0]);
+    disk_bodies::one_write(&mut rig, &mut arena);
+    let stats = rig.driver.stats();
+    assert_eq!((stats.slabs_unregistered, stats.fixed_count, stats.plain_count), (1, 0, 1));
+    rig.driver.outside().grow();
+    rig.until("slab", |event| matches!(event, Event::Grown(_)).then_some(()));
+    assert_eq!(rig.driver.missing().len(), 1, "said once");
+    drop(rig);
+    net_bodies::requests_and_answers(|options| driver(FeatureMask::NONE, options));
+}
+
+/// Not even a ring fits: the error names the limit and the ways out.
+#[test]
+fn a_ring_beyond_the_locked_memory_limit_is_an_error_with_its_remedy() {
+    if !in_child("a_ring_beyond_the_locked_memory_limit_is_an_error_with_its_remedy") {
+        return;
+    }
+    without_locked_memory_rights(0);
+    let error = probe(FeatureMask::NONE).expect_err("no byte may be locked");
+    assert!(matches!(error, SetupError::LockedMemory { limit: 0, .. }), "{error:?}");
+    let text = error.to_string();
+    for word in ["ulimit -l", "CAP_IPC_LOCK", "poll driver"] {
+        assert!(text.contains(word), "{text}");
+    }
+}
+
+/// The sysctl is the host's; its message can be tested, its setting cannot.
+#[test]
+fn a_sysctl_is_named_with_its_remedy() {
+    let text = SetupError::Disabled { sysctl: 2 }.to_string();
+    assert!(text.contains("sysctl -w kernel.io_uring_disabled=0"), "{text}");
+    assert!(text.contains("poll driver"), "{text}");
+}

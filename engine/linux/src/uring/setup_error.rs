@@ -1,0 +1,89 @@
+//! Why no ring could be made, with what an operator can do about it.
+
+use std::io;
+
+use rohrpost_engine_core::disk::Errno;
+
+use super::ring::errno_of;
+
+/// io_uring cannot be used here. The `poll` driver always can.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SetupError {
+    /// `kernel.io_uring_disabled` forbids it.
+    #[error(
+        "io_uring is forbidden: kernel.io_uring_disabled is {sysctl}; set it to 0 (sysctl -w \
+         kernel.io_uring_disabled=0), or use the poll driver"
+    )]
+    Disabled {
+        /// Its value: 1 = privileged processes and one group only, 2 = nobody.
+        sysctl: u32,
+    },
+    /// The system call is filtered, as container runtimes do by default.
+    #[error(
+        "io_uring is forbidden: io_uring_setup fails with {errno}, most likely a seccomp filter; allow \
+         io_uring_setup, io_uring_enter and io_uring_register in the container's profile, or use the poll driver"
+    )]
+    Filtered {
+        /// The kernel's answer.
+        errno: Errno,
+    },
+    /// The kernel has no io_uring.
+    #[error("this kernel has no io_uring ({errno}); use the poll driver")]
+    NotInKernel {
+        /// The kernel's answer.
+        errno: Errno,
+    },
+    /// The kernel's io_uring is older than this driver can use.
+    #[error("this kernel's io_uring is too old, 6.1 is needed; use the poll driver")]
+    TooOld,
+    /// The ring does not fit into the locked-memory limit.
+    #[error(
+        "no memory for a ring of {entries} entries: the locked-memory limit is {limit} bytes; raise it \
+         (ulimit -l), grant CAP_IPC_LOCK, lower the limits, or use the poll driver"
+    )]
+    LockedMemory {
+        /// Submission queue entries asked for.
+        entries: u32,
+        /// `RLIMIT_MEMLOCK` in bytes.
+        limit: u64,
+    },
+    /// Any other answer.
+    #[error("io_uring_setup failed: {errno}; use the poll driver")]
+    Other {
+        /// The kernel's answer.
+        errno: Errno,
+    },
+}
+
+impl SetupError {
+    /// Explains a failed `io_uring_setup` of a ring of `entries`.
+    pub(crate) fn from_io(error: &io::Error, entries: u32) -> Self {
+        let errno = errno_of(error);
+        match errno.0 {
+            libc::EPERM | libc::EACCES => match sysctl_disabled() {
+                Some(sysctl) if sysctl > 0 => SetupError::Disabled { sysctl },
+                _ => SetupError::Filtered { errno },
+            },
+            // With the sysctl file there, the kernel has io_uring, and something hides it.
+            libc::ENOSYS if sysctl_disabled().is_some() => SetupError::Filtered { errno },
+            libc::ENOSYS => SetupError::NotInKernel { errno },
+            libc::ENOMEM => SetupError::LockedMemory { entries, limit: locked_memory_limit() },
+            libc::EINVAL => SetupError::TooOld,
+            _ => SetupError::Other { errno },
+        }
+    }
+}
+
+/// `kernel.io_uring_disabled`; `None` before Linux 6.6 or without `/proc`.
+fn sysctl_disabled() -> Option<u32> {
+    std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok()?.trim().parse().ok()
+}
+
+/// The soft limit on locked memory, bytes.
+pub(crate) fn locked_memory_limit() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: [U24] the call writes one rlimit structure, which this function owns.
+    let result = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) };
+    if result == 0 { limit.rlim_cur } else { 0 }
+}
