@@ -28,6 +28,9 @@ pub enum AppendError {
         /// The partition's `batch_len_max`.
         limit: ByteCount,
     },
+    /// The log directory is open for reading only.
+    #[error("the log directory is open for reading only")]
+    ReadOnly,
     /// The device is full. Nothing of this request was appended; appends resume when space returns.
     #[error("the device is full: {0}")]
     DiskFull(DiskError),
@@ -137,6 +140,9 @@ pub enum PartitionError {
     /// No such partition in this engine.
     #[error("unknown partition; open or create it first")]
     Unknown,
+    /// The log directory is open for reading only.
+    #[error("the log directory is open for reading only")]
+    ReadOnly,
     /// The name is not one Kafka accepts.
     #[error("invalid partition name: {0}")]
     InvalidName(String),

@@ -11,6 +11,10 @@ use crate::types::{ByteCount, Position};
 /// Largest share of the arena that one chunk of a tail may take: small arenas use small chunks.
 const TAIL_CHUNK_SHARE: u64 = 64;
 
+/// Chunks given up for one request. What transfers still name does not come back at once: without a
+/// limit, one request under pressure would empty the cache for nothing.
+const EVICTIONS_PER_TAKE: usize = 32;
+
 /// See the module documentation.
 pub(crate) struct Memory<P: Platform> {
     pub(crate) arena: P::Arena,
@@ -69,7 +73,7 @@ impl<P: Platform> Memory<P> {
 
     /// A chunk of `len` bytes, at the cost of cached chunks. `None`: wait for memory to come back.
     pub(crate) fn take(&mut self, len: ByteCount) -> Option<P::Chunk> {
-        loop {
+        for _ in 0..EVICTIONS_PER_TAKE {
             if let Some(chunk) = self.arena.take(len) {
                 return Some(chunk);
             }
@@ -77,6 +81,7 @@ impl<P: Platform> Memory<P> {
                 return None;
             }
         }
+        None
     }
 
     /// Longest chunk for a tail in this arena.

@@ -67,6 +67,8 @@ pub(crate) enum PartitionState {
     Opening(Ticket),
     /// Open.
     Live,
+    /// Open in a log directory that must not be changed.
+    ReadOnly,
     /// Serves reads only.
     Failed(PartitionFailure),
     /// Committing what it has, then closing.
@@ -171,7 +173,7 @@ impl<P: Platform> Partition<P> {
         self.leader_epoch = opened.leader_epoch;
         let active = self.active();
         self.durable = LogPoint { uid: active.uid, position: active.end, offset: active.next_offset };
-        self.state = PartitionState::Live;
+        self.state = if opened.read_only { PartitionState::ReadOnly } else { PartitionState::Live };
         assert!(self.log_start_offset <= self.durable.offset, "I3");
     }
 
@@ -234,6 +236,7 @@ impl<P: Platform> Partition<P> {
                 None => Ok(()),
             },
             PartitionState::Opening(_) => Ok(()),
+            PartitionState::ReadOnly => Err(AppendError::ReadOnly),
             PartitionState::Failed(failure) => Err(AppendError::Failed(failure.clone())),
             PartitionState::Closing | PartitionState::Closed => Err(AppendError::Closing),
             PartitionState::Deleting(_) => Err(AppendError::UnknownPartition),
@@ -242,15 +245,24 @@ impl<P: Platform> Partition<P> {
 
     /// Whether reads are served, and if not, why.
     pub(crate) fn is_readable(&self) -> bool {
-        matches!(self.state, PartitionState::Live | PartitionState::Failed(_) | PartitionState::Closing)
+        use PartitionState::{Closing, Failed, Live, ReadOnly};
+        matches!(self.state, Live | ReadOnly | Failed(_) | Closing)
     }
 
     /// For requests about the log as a whole.
     pub(crate) fn check_open(&self) -> Result<(), PartitionError> {
         match &self.state {
-            PartitionState::Live | PartitionState::Failed(_) => Ok(()),
+            PartitionState::Live | PartitionState::ReadOnly | PartitionState::Failed(_) => Ok(()),
             PartitionState::Closing | PartitionState::Closed => Err(PartitionError::Closing),
             PartitionState::Opening(_) | PartitionState::Deleting(_) => Err(PartitionError::Unknown),
+        }
+    }
+
+    /// For requests that change the log.
+    pub(crate) fn check_writable(&self) -> Result<(), PartitionError> {
+        match self.state {
+            PartitionState::ReadOnly => Err(PartitionError::ReadOnly),
+            _ => self.check_open(),
         }
     }
 

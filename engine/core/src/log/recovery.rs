@@ -95,8 +95,14 @@ impl<D: Disk> Opening<'_, D> {
         let leader_epoch = epochs.current(end);
         epochs.write(disk, &self.dir)?;
         self.log_dir.note_recovery_point(self.tp, end);
-        let opened =
-            OpenedLog { segments, topic_id, log_start_offset: start, leader_epoch, recovery: report };
+        let opened = OpenedLog {
+            segments,
+            read_only: false,
+            topic_id,
+            log_start_offset: start,
+            leader_epoch,
+            recovery: report,
+        };
         Ok(Box::new(opened))
     }
 

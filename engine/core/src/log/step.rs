@@ -147,6 +147,8 @@ pub enum StepOutput<P: Platform> {
 pub struct OpenedLog<P: Platform> {
     /// In order of base offset; never empty, the last one is active.
     pub segments: Vec<OpenedSegment<P>>,
+    /// Whether the log directory must not be changed: appends and changes are refused.
+    pub read_only: bool,
     /// The topic's id, from `partition.metadata`.
     pub topic_id: TopicId,
     /// First offset that may be read.

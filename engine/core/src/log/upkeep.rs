@@ -362,7 +362,7 @@ impl<P: Platform> Partition<P> {
         ticket: Ticket,
         ops: &mut Ops<P>,
     ) -> Result<(), PartitionError> {
-        self.check_open()?;
+        self.check_writable()?;
         let high_watermark = self.durable.offset;
         let before = if before == Offset::new(-1) { high_watermark } else { before };
         if before > high_watermark || before < Offset::ZERO {

@@ -22,6 +22,7 @@ use crate::types::{ByteCount, Nanos, Position};
 pub(super) struct ParkTimer {
     pub(super) deadline: Nanos,
     id: FetchId,
+    partition: PartitionId,
 }
 
 impl Ord for ParkTimer {
@@ -230,7 +231,7 @@ impl<P: Platform, C> Core<P, C> {
         if !matches!(fetch.state, FetchState::Parked) {
             fetch.state = FetchState::Parked;
             partition.parked.push((id.index, id.generation));
-            self.park_timers.push(ParkTimer { deadline: fetch.deadline, id });
+            self.park_timers.push(ParkTimer { deadline: fetch.deadline, id, partition: partition.id });
         } else {
             // Woken and not satisfied: its timer still runs, its place in the list was given up.
             partition.parked.push((id.index, id.generation));
@@ -411,17 +412,18 @@ impl<P: Platform, C> Core<P, C> {
         while let Some(timer) = self.park_timers.peek()
             && timer.deadline <= now.mono
         {
-            let id = timer.id;
+            let ParkTimer { id, partition, .. } = *timer;
             self.park_timers.pop();
-            let Some(fetch) = self.fetches.get_mut(id) else { continue };
-            if !matches!(fetch.state, FetchState::Parked) {
-                continue;
-            }
-            let partition_id = fetch.request.partition;
-            if let Some(partition) = self.partitions.get_mut(&partition_id) {
+            // Also for fetches that have ended: nobody else takes them out of the list.
+            if let Some(partition) = self.partitions.get_mut(&partition) {
                 partition
                     .parked
                     .retain(|&(index, generation)| (index, generation) != (id.index, id.generation));
+            }
+            let parked =
+                self.fetches.get_mut(id).is_some_and(|fetch| matches!(fetch.state, FetchState::Parked));
+            if !parked {
+                continue;
             }
             if let Some(fetch) = self.fetches.get_mut(id) {
                 fetch.state = FetchState::New;

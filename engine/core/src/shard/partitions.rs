@@ -95,7 +95,7 @@ impl<P: Platform, C> Core<P, C> {
             ops.replies.push((ticket, Reply::Deleted(Err(PartitionError::Unknown))));
             return;
         };
-        if let Err(error) = partition.check_open() {
+        if let Err(error) = partition.check_writable() {
             ops.replies.push((ticket, Reply::Deleted(Err(error))));
         } else {
             partition.end_appends(&AppendError::UnknownPartition, &mut self.outcomes);
@@ -252,6 +252,11 @@ impl<P: Platform, C> Core<P, C> {
             let Some(id) = self.ready.pop_front() else { break };
             let Some(mut partition) = self.partitions.remove(&id) else { continue };
             partition.queued = false;
+            if self.goes_at_stop(&partition) {
+                self.end_fetches_of(id, &FetchError::Closing, ops);
+                self.forget(partition);
+                continue;
+            }
             self.retry_waiting(&mut partition, now, ops);
             partition.push_upkeep(now, ops);
             self.push_deletion(&mut partition, ops);
@@ -266,6 +271,25 @@ impl<P: Platform, C> Core<P, C> {
                 self.queue_partition(&mut partition);
             }
             self.partitions.insert(id, partition);
+        }
+    }
+
+    /// At a shutdown, whether a partition simply goes: a read-only one has nothing to close; a failed one
+    /// cannot be closed cleanly and is left to the next start's recovery.
+    fn goes_at_stop(&mut self, partition: &Partition<P>) -> bool {
+        let idle = partition.in_flight.is_none()
+            && partition.steps_in_flight == 0
+            && partition.tail_state != TailState::Reading;
+        if self.stopping.is_none() || !idle {
+            return false;
+        }
+        match &partition.state {
+            PartitionState::ReadOnly => true,
+            PartitionState::Failed(failure) => {
+                self.stop_failure.get_or_insert(PartitionError::Failed(failure.clone()));
+                true
+            }
+            _ => false,
         }
     }
 
