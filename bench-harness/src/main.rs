@@ -1,3 +1,7 @@
 //! The binary `rohrpost-bench`.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    rohrpost_bench::cli::main()
+}

@@ -1,0 +1,329 @@
+//! The client's event loop.
+
+use std::time::Duration;
+
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll;
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
+use rustix::time::Timespec;
+
+use crate::client::conn::{Connection, Role};
+use crate::client::{ClientConfig, ClientEvent, ClientReport, Go};
+use crate::error::{BenchError, Result};
+use crate::ipc;
+use crate::record::WindowRecorder;
+use crate::sys;
+use crate::wire::Request;
+
+/// Bytes received at once: a large copy drain.
+const RECV_LEN: usize = 256 << 10;
+/// How long requests of an open loop may be answered after the window.
+const GRACE_NS: u64 = 1_000_000_000;
+/// No byte for this long is a hung server.
+const SILENCE_NS: u64 = 20_000_000_000;
+/// How long a tail fetch may wait at the server.
+const TAIL_WAIT_MS: u32 = 500;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Warmup,
+    Window,
+    Grace,
+}
+
+struct Load {
+    config: ClientConfig,
+    epoll: OwnedFd,
+    connections: Vec<Connection>,
+    buffer: Vec<u8>,
+    random: fastrand::Rng,
+    recorder: WindowRecorder,
+    report: ClientReport,
+    /// Next index into each cold reader's run.
+    cold_next: Vec<usize>,
+    /// Open loop: when each hot connection's next request is due.
+    due_ns: Vec<u64>,
+    interval_ns: Option<u64>,
+    phase: Phase,
+    window_start_ns: u64,
+    window_end_ns: u64,
+    heard_ns: u64,
+}
+
+pub(super) fn run(config: ClientConfig) -> Result<()> {
+    sys::pin_to_core(config.core)?;
+    sys::raise_priority();
+    // A sleeping sender must wake when it meant to.
+    let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
+    let mut load = Load::connect(config)?;
+    ipc::child_send(&ClientEvent::Ready)?;
+    let Some(go) = ipc::child_receive::<Go>()? else { return Ok(()) };
+    load.start(go)?;
+    load.run_until(load.window_start_ns)?;
+    ipc::child_send(&ClientEvent::WindowStart)?;
+    let cpu = load.begin_window();
+    load.run_until(load.window_end_ns)?;
+    load.end_window(cpu);
+    ipc::child_send(&ClientEvent::WindowEnd)?;
+    load.run_grace()?;
+    load.report.hot = load.recorder.recorded();
+    ipc::child_send(&ClientEvent::Report(load.report))
+}
+
+impl Load {
+    fn connect(config: ClientConfig) -> Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(BenchError::system("epoll_create"))?;
+        let mut roles = Vec::new();
+        let hot_count = config.workload.hot.as_ref().map_or(0, |hot| hot.connections);
+        roles.extend(std::iter::repeat_n(Role::Hot, hot_count));
+        roles.extend((0..config.plan.cold.len()).map(Role::Cold));
+        let tail_count = config.workload.tail.as_ref().map_or(0, |tail| tail.readers);
+        roles.extend(std::iter::repeat_n(Role::Tail, tail_count));
+        let mut connections = Vec::with_capacity(roles.len());
+        for (at, role) in roles.into_iter().enumerate() {
+            let stream = sys::connect(config.port, &config.congestion)?;
+            let flags = epoll::EventFlags::IN;
+            epoll::add(&epoll, &stream, epoll::EventData::new_u64(at as u64), flags)
+                .map_err(BenchError::system("epoll_ctl"))?;
+            connections.push(Connection::new(stream, role));
+        }
+        let rate = config.workload.hot.as_ref().and_then(|hot| hot.rate_per_s);
+        Ok(Self {
+            epoll,
+            connections,
+            buffer: Vec::with_capacity(RECV_LEN),
+            random: fastrand::Rng::with_seed(config.seed),
+            recorder: WindowRecorder::new(0),
+            report: ClientReport::default(),
+            cold_next: vec![0; config.plan.cold.len()],
+            due_ns: vec![0; if rate.is_some() { hot_count } else { 0 }],
+            interval_ns: rate.map(|rate| (1e9 / rate) as u64),
+            phase: Phase::Warmup,
+            window_start_ns: 0,
+            window_end_ns: 0,
+            heard_ns: 0,
+            config,
+        })
+    }
+
+    fn start(&mut self, go: Go) -> Result<()> {
+        let now = sys::now_ns();
+        self.heard_ns = now;
+        self.window_start_ns = now + (go.warmup_seconds * 1e9) as u64;
+        self.window_end_ns = self.window_start_ns + (go.window_seconds * 1e9) as u64;
+        if let Some(interval) = self.interval_ns {
+            let count = self.due_ns.len().max(1) as u64;
+            for (at, due) in self.due_ns.iter_mut().enumerate() {
+                *due = now + interval * at as u64 / count;
+            }
+        }
+        let outstanding = self.config.workload.hot.as_ref().map_or(0, |hot| hot.outstanding);
+        for conn in 0..self.connections.len() {
+            match self.connections[conn].role {
+                Role::Hot => (0..outstanding).try_for_each(|_| self.request_hot(conn, now))?,
+                Role::Cold(_) | Role::Tail => self.request_next(conn, now)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn begin_window(&mut self) -> u64 {
+        self.phase = Phase::Window;
+        self.recorder.restart(self.window_start_ns);
+        self.report = ClientReport::default();
+        sys::process_cpu_ns()
+    }
+
+    fn end_window(&mut self, cpu_before: u64) {
+        let now = sys::now_ns();
+        self.report.client_cpu_ns = sys::process_cpu_ns() - cpu_before;
+        self.report.seconds = (now - self.window_start_ns) as f64 / 1e9;
+        self.recorder.end(now);
+        self.phase = Phase::Grace;
+    }
+
+    /// Open loop: waits for the answers to the window's requests while the cold load goes on.
+    fn run_grace(&mut self) -> Result<()> {
+        if self.interval_ns.is_none() {
+            return Ok(());
+        }
+        let end = sys::now_ns() + GRACE_NS;
+        self.send_due()?;
+        while self.oldest_of_window().is_some() && sys::now_ns() < end {
+            self.step(end)?;
+        }
+        let now = sys::now_ns();
+        while let Some(conn) = self.oldest_of_window() {
+            let since = self.connections[conn].outstanding.pop_front().unwrap_or(now);
+            self.recorder.late_latency(now - since);
+            self.report.unanswered += 1;
+        }
+        // Those that never left, because the pipeline was full.
+        for due in &mut self.due_ns {
+            while *due < self.window_end_ns {
+                self.recorder.late_latency(now - *due);
+                self.report.offered += 1;
+                self.report.unanswered += 1;
+                *due += self.interval_ns.unwrap_or(u64::MAX);
+            }
+        }
+        Ok(())
+    }
+
+    /// A hot connection that still waits for an answer to a request of the window.
+    fn oldest_of_window(&self) -> Option<usize> {
+        self.connections.iter().position(|connection| {
+            let oldest = connection.outstanding.front();
+            connection.role == Role::Hot && oldest.is_some_and(|since| *since < self.window_end_ns)
+        })
+    }
+
+    fn run_until(&mut self, end_ns: u64) -> Result<()> {
+        while sys::now_ns() < end_ns {
+            self.step(end_ns)?;
+        }
+        Ok(())
+    }
+
+    /// Sends what is due, waits for something to arrive or to become due, handles what arrived.
+    fn step(&mut self, end_ns: u64) -> Result<()> {
+        let next_due = self.send_due()?;
+        let now = sys::now_ns();
+        if now - self.heard_ns > SILENCE_NS {
+            let why = format!("no byte from the server for {:?}", Duration::from_nanos(SILENCE_NS));
+            return Err(BenchError::Process { who: "client", why });
+        }
+        let wait = next_due.min(end_ns).saturating_sub(now);
+        let timeout =
+            Timespec { tv_sec: (wait / 1_000_000_000) as i64, tv_nsec: (wait % 1_000_000_000) as i64 };
+        let mut events =
+            [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 64];
+        let count = match epoll::wait(&self.epoll, &mut events, Some(&timeout)) {
+            Ok(count) => count,
+            Err(Errno::INTR) => 0,
+            Err(error) => return Err(BenchError::system("epoll_wait")(error)),
+        };
+        for event in &events[..count] {
+            self.receive(event.data.u64() as usize)?;
+            if self.interval_ns.is_some() {
+                self.send_due()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Open loop: sends every request whose time has come. Returns when the next one is due.
+    fn send_due(&mut self) -> Result<u64> {
+        let Some(interval) = self.interval_ns else { return Ok(u64::MAX) };
+        let now = sys::now_ns();
+        let mut next = u64::MAX;
+        for conn in 0..self.due_ns.len() {
+            while self.due_ns[conn] <= now {
+                let due = self.due_ns[conn];
+                if due >= self.window_end_ns {
+                    self.due_ns[conn] = u64::MAX;
+                    break;
+                }
+                if self.connections[conn].outstanding.len() >= crate::wire::PIPELINE_COUNT_MAX {
+                    // The server's pipeline is full. The request stays due from its intended time.
+                    break;
+                }
+                self.report.offered += u64::from(due >= self.window_start_ns);
+                self.request_hot(conn, due)?;
+                self.due_ns[conn] = due + interval;
+            }
+            if self.due_ns[conn] > now {
+                next = next.min(self.due_ns[conn]);
+            }
+        }
+        Ok(next)
+    }
+
+    fn request_hot(&mut self, conn: usize, since_ns: u64) -> Result<()> {
+        let Some(hot) = &self.config.workload.hot else { return Ok(()) };
+        let offset = self.config.plan.hot[self.random.usize(0..self.config.plan.hot.len())];
+        let connection = &mut self.connections[conn];
+        let request = Request::fetch(connection.next_id, offset, hot.max_bytes);
+        connection.request(Request { flags: self.config.flags, ..request }, since_ns)
+    }
+
+    /// A closed-loop reader's next request.
+    fn request_next(&mut self, conn: usize, now: u64) -> Result<()> {
+        let flags = self.config.flags;
+        match self.connections[conn].role {
+            Role::Hot => self.request_hot(conn, now),
+            Role::Cold(reader) => {
+                let Some(cold) = &self.config.workload.cold else { return Ok(()) };
+                let run = &self.config.plan.cold[reader];
+                if self.cold_next[reader] == run.len() {
+                    self.cold_next[reader] = 0;
+                    self.report.cold_wraps += 1;
+                }
+                let offset = run[self.cold_next[reader]];
+                self.cold_next[reader] += 1;
+                let connection = &mut self.connections[conn];
+                let request = Request::fetch(connection.next_id, offset, cold.max_bytes);
+                connection.request(Request { flags, ..request }, now)
+            }
+            Role::Tail => {
+                let Some(tail) = &self.config.workload.tail else { return Ok(()) };
+                let connection = &mut self.connections[conn];
+                let offset = connection.walker.next_offset;
+                let request = Request::fetch(connection.next_id, offset, tail.max_bytes);
+                connection.request(Request { flags, max_wait_ms: TAIL_WAIT_MS, ..request }, now)
+            }
+        }
+    }
+
+    /// One receive: a connection with much to say does not keep the others waiting.
+    fn receive(&mut self, conn: usize) -> Result<()> {
+        self.buffer.clear();
+        let connection = &mut self.connections[conn];
+        let got = match recv(&connection.stream, spare_capacity(&mut self.buffer), RecvFlags::DONTWAIT) {
+            Ok((0, _)) => {
+                return Err(BenchError::Process {
+                    who: "client",
+                    why: "the server closed a connection".into(),
+                });
+            }
+            Ok((n, _)) => n,
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(()),
+            Err(error) => return Err(BenchError::system("receive")(error)),
+        };
+        debug_assert_eq!(got, self.buffer.len());
+        let now = sys::now_ns();
+        self.heard_ns = now;
+        connection.flush()?;
+        let (phase, role, open_loop) = (self.phase, connection.role, self.interval_ns.is_some());
+        let (from, to) = (self.window_start_ns, self.window_end_ns);
+        let (recorder, late) = (&mut self.recorder, &mut self.report.answered_late);
+        let arrived = connection.handle(&self.buffer, |since| {
+            let in_window = if open_loop { (from..to).contains(&since) } else { phase == Phase::Window };
+            match (role, phase) {
+                (Role::Cold(_), _) | (_, Phase::Warmup) => {}
+                (_, Phase::Window) if in_window => recorder.latency(now - since, now),
+                (_, Phase::Grace) if in_window && open_loop => {
+                    recorder.late_latency(now - since);
+                    *late += 1;
+                }
+                _ => {}
+            }
+        })?;
+        if self.phase == Phase::Window {
+            match role {
+                Role::Cold(_) => {
+                    self.recorder.bytes(0, arrived.body_bytes, now);
+                    self.report.cold_responses += u64::from(arrived.responses);
+                }
+                Role::Hot | Role::Tail => self.recorder.bytes(arrived.body_bytes, 0, now),
+            }
+        }
+        let closed_loop = !(open_loop && role == Role::Hot);
+        if closed_loop {
+            (0..arrived.responses).try_for_each(|_| self.request_next(conn, now))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,90 @@
+//! The load generator: one pinned process, one epoll loop, hot readers open or closed loop, cold readers and
+//! tail readers closed loop.
+//!
+//! Open-loop latency counts from the moment a request should have been sent, so a stalled server is charged for
+//! everything it kept waiting; requests of the window that are still unanswered a second after it are counted
+//! with the time they have waited, and reported. Nothing is verified here: that happens before a path is timed.
+
+mod conn;
+mod load;
+pub mod verify;
+
+use serde::{Deserialize, Serialize};
+
+use crate::corpus::plan::FetchPlan;
+use crate::error::Result;
+use crate::ipc;
+use crate::record::Recorded;
+use crate::workload::Workload;
+
+/// What a client process is to do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ClientConfig {
+    /// The server's port on loopback.
+    pub port: u16,
+    /// The load.
+    pub workload: Workload,
+    /// What to ask for.
+    pub plan: FetchPlan,
+    /// Forced delivery mode, 0 for none.
+    pub flags: u16,
+    /// Seed of the choice among hot offsets.
+    pub seed: u64,
+    /// Core to run on.
+    pub core: usize,
+    /// TCP congestion control.
+    pub congestion: String,
+}
+
+/// What a client process says.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientEvent {
+    /// Connected; waits for `go`.
+    Ready,
+    /// The window begins now.
+    WindowStart,
+    /// The window ends now.
+    WindowEnd,
+    /// What happened in it.
+    Report(ClientReport),
+}
+
+/// The parent's permission to start.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Go {
+    /// Seconds under load before the window.
+    pub warmup_seconds: f64,
+    /// Seconds measured.
+    pub window_seconds: f64,
+}
+
+/// What happened in the window.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ClientReport {
+    /// Its length as measured.
+    pub seconds: f64,
+    /// Hot (or tail) readers.
+    pub hot: Recorded,
+    /// Requests that should have been sent in the window (open loop).
+    pub offered: u64,
+    /// Requests of the window answered after it (open loop).
+    pub answered_late: u64,
+    /// Requests of the window not answered a second after it (open loop).
+    pub unanswered: u64,
+    /// Cold fetches completed.
+    pub cold_responses: u64,
+    /// Times a cold reader started again at its beginning, where its data is no longer cold.
+    pub cold_wraps: u64,
+    /// CPU of this process in the window, nanoseconds: near the window's length, the client is the limit.
+    pub client_cpu_ns: u64,
+}
+
+/// The body of the hidden `client` subcommand.
+///
+/// # Errors
+/// Whatever broke the load; the parent has been told.
+pub fn main() -> Result<()> {
+    let config: ClientConfig = ipc::child_start()?;
+    load::run(config).inspect_err(ipc::child_fail)
+}

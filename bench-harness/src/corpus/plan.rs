@@ -1,0 +1,183 @@
+//! What clients ask for: hot starts near the end of the log, cold runs through the rest of it.
+//!
+//! Only offsets that an index entry names exactly are asked for, so that no path reads a header to find a
+//! position, and every start lies at a different place in its page.
+
+use serde::{Deserialize, Serialize};
+
+use crate::corpus::ServedLog;
+use crate::error::{BenchError, Result};
+use crate::workload::Workload;
+
+/// Distinct hot starts.
+const HOT_STARTS_MAX: usize = 512;
+/// Bytes between what cold readers read and what hot readers read, larger than usual read-ahead.
+const GAP_LEN: u64 = 16 << 20;
+/// Bytes a cold reader must have ahead of it, else the workload is too large for the corpus.
+const COLD_LEN_MIN: u64 = 256 << 20;
+
+/// The offsets of one workload.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FetchPlan {
+    /// Offsets hot readers choose from.
+    pub hot: Vec<i64>,
+    /// Bytes at the end of the log that hot fetches touch.
+    pub hot_len: u64,
+    /// Per cold reader, the offsets it asks for one after the other.
+    pub cold: Vec<Vec<i64>>,
+    /// Bytes at the start of the log that cold fetches touch.
+    pub cold_len: u64,
+}
+
+impl FetchPlan {
+    /// Plans a fetch workload on this log. The inner error is the reason why the log is too small for it.
+    ///
+    /// # Errors
+    /// `Corpus` if the log cannot be read.
+    pub fn new(log: &ServedLog, workload: &Workload, seed: u64) -> Result<Result<Self, String>> {
+        let Some(hot) = &workload.hot else { return Ok(Ok(Self::default())) };
+        let hot_len = hot.region_len.min(log.len());
+        let starts = starts_in(log, log.len() - hot_len, hot.max_bytes, seed)?;
+        if starts.is_empty() {
+            return Ok(Err(format!(
+                "the log's last {} KiB have no indexed batch with {} KiB behind it in its segment",
+                hot_len >> 10,
+                hot.max_bytes >> 10
+            )));
+        }
+        let mut plan = Self { hot: starts, hot_len, ..Self::default() };
+        if let Some(cold) = &workload.cold {
+            plan.cold_len = log.len().saturating_sub(hot_len + GAP_LEN);
+            let share = plan.cold_len / cold.readers as u64;
+            if share < COLD_LEN_MIN {
+                return Ok(Err(format!(
+                    "{} cold reader(s) need {} MiB each of old segments, the log has {} MiB for each",
+                    cold.readers,
+                    COLD_LEN_MIN >> 20,
+                    share >> 20
+                )));
+            }
+            for reader in 0..cold.readers as u64 {
+                let run = run_through(log, reader * share, (reader + 1) * share, cold.max_bytes)?;
+                if run.is_empty() {
+                    return Ok(Err("the log's indexes have too few entries to read along".to_string()));
+                }
+                plan.cold.push(run);
+            }
+        }
+        Ok(Ok(plan))
+    }
+}
+
+/// A place to start: offset, and position within the whole log and within its segment.
+struct Start {
+    offset: i64,
+    at: u64,
+    segment: usize,
+    position: u64,
+}
+
+fn starts(log: &ServedLog, from: u64, to: u64) -> impl Iterator<Item = Start> + '_ {
+    log.file_ranges(from..to).into_iter().flat_map(move |(segment, range)| {
+        let base: u64 = (0..segment).map(|before| log.segment_len(before)).sum();
+        log.entries(segment).filter_map(move |entry| {
+            let position = entry.position.get();
+            let offset = entry.last_offset.get();
+            range.contains(&position).then_some(Start { offset, at: base + position, segment, position })
+        })
+    })
+}
+
+/// Whether the entry's batch is the one its offset lies in: an append of several batches has one entry.
+fn is_exact(log: &ServedLog, start: &Start) -> Result<bool> {
+    let header = log.header(start.segment, start.position).map_err(|error| BenchError::Corpus {
+        path: log.path(start.segment).to_path_buf(),
+        why: format!("position {}: {error}", start.position),
+    })?;
+    Ok(header.last_offset().get() == start.offset)
+}
+
+fn starts_in(log: &ServedLog, from: u64, len: u32, seed: u64) -> Result<Vec<i64>> {
+    let fits = |start: &Start| start.position + u64::from(len) <= log.segment_len(start.segment);
+    let mut found: Vec<Start> = starts(log, from, log.len()).filter(fits).collect();
+    fastrand::Rng::with_seed(seed).shuffle(&mut found);
+    let mut offsets = Vec::with_capacity(HOT_STARTS_MAX);
+    for start in found {
+        if offsets.len() == HOT_STARTS_MAX {
+            break;
+        }
+        if is_exact(log, &start)? {
+            offsets.push(start.offset);
+        }
+    }
+    Ok(offsets)
+}
+
+/// Starts that follow one another at most `len` apart where entries allow it: consecutive fetches cover
+/// everything with little overlap.
+fn run_through(log: &ServedLog, from: u64, to: u64, len: u32) -> Result<Vec<i64>> {
+    let mut offsets = Vec::new();
+    let mut covered = 0;
+    let mut candidate: Option<Start> = None;
+    for start in starts(log, from, to) {
+        if start.at > covered
+            && let Some(chosen) = candidate.take()
+        {
+            let in_segment = log.segment_len(chosen.segment) - chosen.position;
+            let end = chosen.at + in_segment.min(u64::from(len));
+            // At a segment's end the last start may lie in what is covered already.
+            let adds = end > covered;
+            covered = covered.max(end);
+            if adds && is_exact(log, &chosen)? {
+                offsets.push(chosen.offset);
+            }
+        }
+        candidate = Some(start);
+    }
+    Ok(offsets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::corpus::generate::{Shape, ensure};
+
+    fn workload(name: &str) -> Workload {
+        Workload::select(&[name.to_string()]).unwrap().remove(0)
+    }
+
+    /// Hot fetches are full and lie in the region; a run covers its range without gaps, each fetch once.
+    #[test]
+    fn plans_cover_what_they_should() {
+        let dir = tempfile::tempdir().unwrap();
+        let shape = Shape { cold_segments: 3, segment_len: 8 << 20, hot_len: 8 << 20 };
+        let log = ServedLog::open(&ensure(dir.path(), shape, |_, _| {}).unwrap()).unwrap();
+        let plan = FetchPlan::new(&log, &workload("fanout-64k"), 7).unwrap().unwrap();
+        assert!(plan.hot.len() > 300);
+        for offset in &plan.hot {
+            assert_eq!(log.resolve(*offset, 65_536).unwrap().len, 65_536);
+        }
+        let len = 1 << 20;
+        let run = run_through(&log, 0, 24 << 20, len).unwrap();
+        let mut covered = 0;
+        for offset in &run {
+            let body = log.resolve(*offset, len as usize).unwrap();
+            let at = body.position + (0..body.segment).map(|s| log.segment_len(s)).sum::<u64>();
+            // A segment's first batch has no index entry.
+            assert!(at <= covered + (16 << 10), "gap before {at}, covered to {covered}");
+            assert!(at + body.len as u64 > covered);
+            covered = at + body.len as u64;
+        }
+        assert!(covered > 22 << 20, "covered {covered}");
+    }
+
+    /// A log too small for cold readers is a reason to skip, not an error.
+    #[test]
+    fn a_small_log_is_a_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let shape = Shape { cold_segments: 1, segment_len: 1 << 20, hot_len: 1 << 20 };
+        let log = ServedLog::open(&ensure(dir.path(), shape, |_, _| {}).unwrap()).unwrap();
+        let reason = FetchPlan::new(&log, &workload("backfill-1"), 7).unwrap().unwrap_err();
+        assert!(reason.contains("256 MiB"), "{reason}");
+    }
+}

@@ -1,0 +1,254 @@
+//! One measured window: a fresh server process, the page cache in the state the workload wants, a client
+//! process, marks of every counter at the window's two ends.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::client::{ClientConfig, ClientEvent, ClientReport, Go};
+use crate::corpus::ServedLog;
+use crate::corpus::plan::FetchPlan;
+use crate::error::{BenchError, Result};
+use crate::interrupt;
+use crate::ipc::Peer;
+use crate::method::page_cache::{drop_range, resident_share, warm_range};
+use crate::method::proc::{Counters, iowq_threads};
+use crate::method::touch::touch_free_memory;
+use crate::method::{Env, metrics};
+use crate::paths::Path;
+use crate::results::{Metrics, Round};
+use crate::server::{Command, Mark, Ready, ServerConfig};
+use crate::workload::Workload;
+
+/// How long a server may take to listen and a client to connect.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a process may take to end.
+const END_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes per second that a window may read: what is touched before the first window of a workload has shown
+/// what it really reads.
+const COLD_RATE_GUESS: f64 = 2.0e9;
+
+/// A workload on the corpus it runs on.
+pub(super) struct Cell<'a> {
+    pub(super) workload: &'a Workload,
+    pub(super) path: &'static Path,
+    pub(super) plan: &'a FetchPlan,
+    pub(super) log: Option<&'a ServedLog>,
+    pub(super) segments: Option<PathBuf>,
+}
+
+/// Everything seen in one window.
+pub(super) struct Observed {
+    pub(super) report: ClientReport,
+    pub(super) marks: [Mark; 2],
+    pub(super) counters: [Counters; 2],
+    pub(super) iowq_threads: u64,
+    pub(super) resident_before: Option<f64>,
+    pub(super) resident_after: Option<f64>,
+    pub(super) cold_resident_before: Option<f64>,
+    pub(super) touched_len: u64,
+}
+
+/// A running server process.
+pub(super) struct Server {
+    pub(super) peer: Peer,
+    pub(super) ready: Ready,
+    scratch: PathBuf,
+}
+
+impl Server {
+    pub(super) fn start(env: &Env, cell: &Cell<'_>) -> Result<Self> {
+        let scratch = env.scratch.join(format!("{}-{}", cell.workload.name, cell.path.name));
+        let _ = std::fs::remove_dir_all(&scratch);
+        std::fs::create_dir_all(&scratch).map_err(BenchError::file("create", &scratch))?;
+        let config = ServerConfig {
+            path: cell.path.name.to_string(),
+            workload: cell.workload.clone(),
+            segments: cell.segments.clone(),
+            hot_len: cell.plan.hot_len,
+            scratch: scratch.clone(),
+            core: env.server_core,
+            congestion: env.congestion.clone(),
+            mask_features: env.mask_features.clone(),
+            pool_chunk_len: env.pool_chunk_len,
+            pool_threads: env.pool_threads,
+        };
+        let mut peer = Peer::spawn("server", &config)?;
+        let ready = peer.receive(START_TIMEOUT)?;
+        Ok(Self { peer, ready, scratch })
+    }
+
+    pub(super) fn mark(&mut self) -> Result<Mark> {
+        self.peer.send(&Command::Mark)?;
+        self.peer.receive(START_TIMEOUT)
+    }
+
+    /// Stops the producer and waits until nothing acknowledged can be lost.
+    pub(super) fn stop(&mut self) -> Result<Mark> {
+        self.peer.send(&Command::Stop)?;
+        self.peer.receive(START_TIMEOUT)
+    }
+
+    /// Ends the process and removes what it wrote.
+    pub(super) fn finish(mut self) -> Result<()> {
+        let ended = self.peer.finish(END_TIMEOUT);
+        let _ = std::fs::remove_dir_all(&self.scratch);
+        ended
+    }
+
+    /// The directory it writes into.
+    pub(super) fn scratch(&self) -> &std::path::Path {
+        &self.scratch
+    }
+}
+
+pub(super) fn client_config(env: &Env, cell: &Cell<'_>, port: u16, seed: u64) -> ClientConfig {
+    ClientConfig {
+        port,
+        workload: cell.workload.clone(),
+        plan: cell.plan.clone(),
+        flags: 0,
+        seed,
+        core: env.client_core,
+        congestion: env.congestion.clone(),
+    }
+}
+
+/// Runs one window and turns it into a round.
+pub(super) fn run(env: &mut Env, cell: &Cell<'_>, round: usize) -> Result<Round> {
+    interrupt::check()?;
+    let mut server = Server::start(env, cell)?;
+    let prepared = prepare(env, cell)?;
+    let has_client = cell.workload.hot.is_some() || cell.workload.tail.is_some();
+    let observed = if has_client {
+        with_client(env, cell, &mut server, round, prepared)?
+    } else {
+        without_client(env, cell, &mut server, prepared)?
+    };
+    server.finish()?;
+    if let Some(rate) = metrics::cold_rate(&observed) {
+        env.cold_rate_max = env.cold_rate_max.max(rate);
+    }
+    Ok(to_round(env, cell, round, observed))
+}
+
+struct Prepared {
+    resident_before: Option<f64>,
+    cold_resident_before: Option<f64>,
+    touched_len: u64,
+}
+
+/// The page cache as the window wants it: old data out, free memory touched, hot data in.
+fn prepare(env: &Env, cell: &Cell<'_>) -> Result<Prepared> {
+    let mut prepared = Prepared { resident_before: None, cold_resident_before: None, touched_len: 0 };
+    let Some(log) = cell.log else { return Ok(prepared) };
+    let hot = log.len() - cell.plan.hot_len..log.len();
+    if cell.workload.is_cold() {
+        drop_range(log, 0..cell.plan.cold_len)?;
+        let rate = if env.cold_rate_max > 0.0 { env.cold_rate_max * 1.1 } else { COLD_RATE_GUESS };
+        let seconds = env.window_seconds(cell.workload) + cell.workload.warmup_seconds;
+        prepared.touched_len = touch_free_memory((rate * seconds) as u64)?;
+    }
+    warm_range(log, hot.clone())?;
+    prepared.resident_before = resident_share(log, hot);
+    if cell.workload.is_cold() {
+        prepared.cold_resident_before = resident_share(log, 0..cell.plan.cold_len);
+    }
+    Ok(prepared)
+}
+
+fn with_client(
+    env: &Env,
+    cell: &Cell<'_>,
+    server: &mut Server,
+    round: usize,
+    prepared: Prepared,
+) -> Result<Observed> {
+    let config = client_config(env, cell, server.ready.port, round as u64);
+    let mut client = Peer::spawn("client", &config)?;
+    match client.receive(START_TIMEOUT)? {
+        ClientEvent::Ready => {}
+        other => return Err(out_of_turn(&other)),
+    }
+    let window_seconds = env.window_seconds(cell.workload);
+    client.send(&Go { warmup_seconds: cell.workload.warmup_seconds, window_seconds })?;
+    let timeout = Duration::from_secs_f64(window_seconds + cell.workload.warmup_seconds) + START_TIMEOUT;
+    let mut marks = Vec::with_capacity(2);
+    let mut counters = Vec::with_capacity(2);
+    let report = loop {
+        match client.receive(timeout)? {
+            ClientEvent::WindowStart | ClientEvent::WindowEnd => {
+                counters.push(env.counters());
+                marks.push(server.mark()?);
+            }
+            ClientEvent::Report(report) => break report,
+            other @ ClientEvent::Ready => return Err(out_of_turn(&other)),
+        }
+    };
+    let iowq_threads = iowq_threads(server.peer.pid());
+    client.finish(END_TIMEOUT)?;
+    let resident_after =
+        cell.log.and_then(|log| resident_share(log, log.len() - cell.plan.hot_len..log.len()));
+    let missing = |_| BenchError::Process { who: "client", why: "reported half a window".to_string() };
+    Ok(Observed {
+        report,
+        marks: marks.try_into().map_err(missing)?,
+        counters: counters.try_into().map_err(|_| missing(Vec::new()))?,
+        iowq_threads,
+        resident_before: prepared.resident_before,
+        resident_after,
+        cold_resident_before: prepared.cold_resident_before,
+        touched_len: prepared.touched_len,
+    })
+}
+
+fn out_of_turn(event: &ClientEvent) -> BenchError {
+    BenchError::Process { who: "client", why: format!("said {event:?} out of turn") }
+}
+
+fn without_client(env: &Env, cell: &Cell<'_>, server: &mut Server, prepared: Prepared) -> Result<Observed> {
+    sleep(cell.workload.warmup_seconds)?;
+    let first = (env.counters(), server.mark()?);
+    sleep(env.window_seconds(cell.workload))?;
+    let second = (env.counters(), server.mark()?);
+    Ok(Observed {
+        report: ClientReport::default(),
+        iowq_threads: iowq_threads(server.peer.pid()),
+        marks: [first.1, second.1],
+        counters: [first.0, second.0],
+        resident_before: prepared.resident_before,
+        resident_after: None,
+        cold_resident_before: None,
+        touched_len: 0,
+    })
+}
+
+/// Sleeps in short steps, so that Ctrl-C is heard.
+fn sleep(seconds: f64) -> Result<()> {
+    let end = std::time::Instant::now() + Duration::from_secs_f64(seconds);
+    loop {
+        interrupt::check()?;
+        let left = end.saturating_duration_since(std::time::Instant::now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        std::thread::sleep(left.min(Duration::from_millis(100)));
+    }
+}
+
+fn to_round(env: &Env, cell: &Cell<'_>, round: usize, observed: Observed) -> Round {
+    let control = env.hot_cpu_share.get(&(cell.path.name, round)).copied();
+    let (metrics, flags, extra): (Metrics, Vec<String>, BTreeMap<&'static str, f64>) =
+        metrics::derive(cell.workload, &observed, control);
+    let recorded = metrics::latency_record(&observed);
+    Round {
+        workload: cell.workload.name.clone(),
+        path: cell.path.name.to_string(),
+        round,
+        metrics,
+        flags,
+        extra,
+        latencies: recorded.histogram(),
+        series: recorded.series.clone(),
+    }
+}

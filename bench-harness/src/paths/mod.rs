@@ -1,0 +1,170 @@
+//! The table of delivery paths. Adding one is one file beside this and one row below.
+//!
+//! `skeleton.rs` is the file to copy. A path's `serve` function runs on the pinned main thread of a fresh
+//! server process and never returns while the process is wanted.
+
+use crate::error::{BenchError, Result};
+use crate::server::ServerContext;
+use crate::workload::{Kind, Workload};
+
+mod null;
+mod pool;
+mod read_write;
+mod send_epoll;
+mod sendfile_epoll;
+mod skeleton;
+
+/// What a path is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Measures the harness; delivers no log bytes and takes part in no ratio.
+    Harness,
+    /// What the engine is compared with.
+    Baseline,
+    /// Ours.
+    Engine,
+}
+
+/// One row of the table.
+pub struct Path {
+    /// What `--paths` calls it.
+    pub name: &'static str,
+    /// One line for `list`.
+    pub about: &'static str,
+    /// What it is there for.
+    pub role: Role,
+    /// Serves a corpus.
+    pub fetch: bool,
+    /// Serves a corpus that is larger than memory: what is not resident is read while others are served.
+    pub cold: bool,
+    /// Appends durably.
+    pub append: bool,
+    /// Appends durably and serves readers at the tail.
+    pub tail: bool,
+    /// Whether the main job runs it.
+    pub main: bool,
+    /// Whether `run` takes it up without being asked by name.
+    pub listed: bool,
+    /// Serves until the process ends.
+    pub serve: fn(&mut ServerContext) -> Result<()>,
+}
+
+const NONE: Path = Path {
+    name: "",
+    about: "",
+    role: Role::Baseline,
+    fetch: false,
+    cold: false,
+    append: false,
+    tail: false,
+    main: true,
+    listed: true,
+    serve: skeleton::serve,
+};
+
+/// Every path there is.
+pub static PATHS: &[Path] = &[
+    Path {
+        name: "null",
+        about: "answers from a constant memory: what the harness itself can do",
+        role: Role::Harness,
+        fetch: true,
+        cold: true,
+        serve: null::serve,
+        ..NONE
+    },
+    Path {
+        name: "read_write",
+        about: "epoll, pread into user memory, then one writev of header and body",
+        fetch: true,
+        cold: true,
+        serve: read_write::serve,
+        ..NONE
+    },
+    Path {
+        name: "sendfile_epoll",
+        about: "epoll and sendfile from the page cache: what Kafka does",
+        fetch: true,
+        cold: true,
+        serve: sendfile_epoll::serve,
+        ..NONE
+    },
+    Path {
+        name: "send_epoll",
+        about: "epoll and one sendmsg of header and body from memory that holds the hot end of the log",
+        fetch: true,
+        serve: send_epoll::serve,
+        ..NONE
+    },
+    Path {
+        name: "sendfile_epoll_directpool",
+        about: "sendfile_epoll for resident ranges, a pool of O_DIRECT readers for the others",
+        fetch: true,
+        cold: true,
+        serve: pool::serve,
+        ..NONE
+    },
+    Path {
+        name: "skeleton",
+        about: "the file to copy for a new path: pread and send, without any trick",
+        fetch: true,
+        cold: true,
+        main: false,
+        listed: false,
+        serve: skeleton::serve,
+        ..NONE
+    },
+];
+
+/// The path of this name.
+///
+/// # Errors
+/// `Usage`, listing the names there are.
+pub fn find(name: &str) -> Result<&'static Path> {
+    PATHS.iter().find(|path| path.name == name).ok_or_else(|| {
+        let known: Vec<_> = PATHS.iter().filter(|path| path.listed).map(|path| path.name).collect();
+        BenchError::Usage(format!("unknown path `{name}`; the paths are: {}", known.join(", ")))
+    })
+}
+
+impl Path {
+    /// Why this path cannot run that workload, if it cannot.
+    pub fn unfit_for(&self, workload: &Workload) -> Option<&'static str> {
+        let (able, why) = match workload.kind {
+            Kind::Fetch if workload.is_cold() && self.fetch => {
+                (self.cold, "the path serves from memory only, the workload reads more than memory holds")
+            }
+            Kind::Fetch => (self.fetch, "the path does not serve a corpus"),
+            Kind::Append => (self.append, "the path does not append"),
+            Kind::Tail => (self.tail, "the path does not serve readers while it appends"),
+        };
+        (!able).then_some(why)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names are unique, every path can do something, and every workload has a baseline that is not ours.
+    #[test]
+    fn the_table_is_sound() {
+        for (at, path) in PATHS.iter().enumerate() {
+            assert!(PATHS[..at].iter().all(|other| other.name != path.name), "{} twice", path.name);
+            assert!(path.fetch || path.append || path.tail, "{} can do nothing", path.name);
+            assert!(path.fetch || !path.cold, "{} is cold without fetch", path.name);
+        }
+        for workload in Workload::all().iter().filter(|w| w.kind == Kind::Fetch) {
+            let fits = |path: &&Path| path.role == Role::Baseline && path.unfit_for(workload).is_none();
+            assert!(PATHS.iter().any(|path| fits(&path)), "{} has no baseline", workload.name);
+        }
+    }
+
+    /// An unknown name is answered with the known ones.
+    #[test]
+    fn an_unknown_name_lists_the_known() {
+        let error = find("sendfile").err().expect("no such path");
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("sendfile_epoll"));
+    }
+}

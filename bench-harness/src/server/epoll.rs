@@ -1,0 +1,368 @@
+//! The epoll loop that every baseline shares: accept, parse requests, answer in order, one transfer at a time
+//! per connection. How a body gets from the log to the socket is the [`Delivery`], chosen at compile time.
+//!
+//! Edge-triggered with both directions registered once, so there is no epoll_ctl on the data path; a receive
+//! that comes back short has emptied the socket, so a request costs one receive. No allocation per request.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv};
+
+use crate::corpus::{BodyRange, ResolveError, ServedLog};
+use crate::error::{BenchError, Result};
+use crate::server::Stats;
+use crate::wire::{HEADER_LEN, Opcode, PIPELINE_COUNT_MAX, Request, Response, Status};
+
+/// Epoll data of the listener and of a delivery's wake-up descriptor; connections are numbered from 0.
+const LISTENER: u64 = u64::MAX;
+const WAKE: u64 = u64::MAX - 1;
+/// Bytes received at once: 32 requests.
+const RECV_LEN: usize = 32 * HEADER_LEN;
+
+/// What one attempt to move bytes came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// All bytes of the transfer are in the socket.
+    Done,
+    /// The socket is full; try again when it drains.
+    Blocked,
+    /// The bytes are not there yet; the delivery's wake-up descriptor will tell.
+    Waiting,
+}
+
+/// One response under way.
+#[derive(Debug)]
+pub struct Transfer {
+    /// Number of the connection, stable while it is open.
+    pub conn: usize,
+    /// The response header.
+    pub header: [u8; HEADER_LEN],
+    /// Where the body lies.
+    pub body: BodyRange,
+    /// Bytes of header and body that are in the socket.
+    pub sent: usize,
+}
+
+impl Transfer {
+    /// Bytes of the body that are in the socket.
+    pub fn body_sent(&self) -> usize {
+        self.sent.saturating_sub(HEADER_LEN)
+    }
+
+    /// Whether everything is in the socket.
+    pub fn is_done(&self) -> bool {
+        self.sent == HEADER_LEN + self.body.len
+    }
+}
+
+/// Moves one response onto its socket.
+pub trait Delivery {
+    /// Called once per transfer, before the first `advance`.
+    ///
+    /// # Errors
+    /// The connection is answered with a storage error.
+    fn begin(&mut self, _transfer: &Transfer, _log: &ServedLog) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Moves as many bytes as it can.
+    ///
+    /// # Errors
+    /// The connection is closed: the response is half sent.
+    fn advance(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        transfer: &mut Transfer,
+        log: &ServedLog,
+        stats: &Stats,
+    ) -> io::Result<Progress>;
+
+    /// A descriptor that becomes readable when a `Waiting` transfer can go on.
+    fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Appends the connections whose transfers can go on.
+    fn drain_woken(&mut self, _conns: &mut Vec<usize>) {}
+
+    /// The connection is gone, perhaps amid a transfer.
+    fn closed(&mut self, _conn: usize) {}
+}
+
+struct Connection {
+    stream: TcpStream,
+    received: Vec<u8>,
+    pending: VecDeque<Request>,
+    current: Option<Transfer>,
+    waiting: bool,
+    closing: bool,
+}
+
+/// The loop.
+pub struct EpollServer<D: Delivery> {
+    epoll: rustix::fd::OwnedFd,
+    listener: TcpListener,
+    connections: Vec<Option<Connection>>,
+    log: ServedLog,
+    delivery: D,
+    stats: Arc<Stats>,
+}
+
+impl<D: Delivery> EpollServer<D> {
+    /// A server ready to run.
+    ///
+    /// # Errors
+    /// `System` with the failing call.
+    pub fn new(listener: TcpListener, log: ServedLog, delivery: D, stats: Arc<Stats>) -> Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(BenchError::system("epoll_create"))?;
+        epoll::add(&epoll, &listener, epoll::EventData::new_u64(LISTENER), epoll::EventFlags::IN)
+            .map_err(BenchError::system("epoll_ctl"))?;
+        if let Some(fd) = delivery.wake_fd() {
+            epoll::add(&epoll, fd, epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)
+                .map_err(BenchError::system("epoll_ctl"))?;
+        }
+        Ok(Self { epoll, listener, connections: Vec::new(), log, delivery, stats })
+    }
+
+    /// Serves until the process ends.
+    ///
+    /// # Errors
+    /// `System` if the kernel refuses to wait.
+    pub fn run(mut self) -> Result<()> {
+        let mut events = Vec::with_capacity(256);
+        let mut woken = Vec::with_capacity(256);
+        loop {
+            events.clear();
+            match epoll::wait(&self.epoll, spare_capacity(&mut events), None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(BenchError::system("epoll_wait")(error)),
+            }
+            self.stats.entered(1);
+            for event in &events {
+                match event.data.u64() {
+                    LISTENER => self.accept()?,
+                    WAKE => {
+                        self.stats.entered(1);
+                        self.delivery.drain_woken(&mut woken);
+                        for conn in woken.drain(..) {
+                            self.turn(conn, true, epoll::EventFlags::empty());
+                        }
+                    }
+                    conn => self.turn(conn as usize, false, event.flags),
+                }
+            }
+        }
+    }
+
+    fn accept(&mut self) -> Result<()> {
+        loop {
+            let stream = match self.listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(BenchError::system("accept")(error)),
+            };
+            stream.set_nonblocking(true).map_err(BenchError::system("make a socket non-blocking"))?;
+            let free = self.connections.iter().position(Option::is_none);
+            let conn = free.unwrap_or(self.connections.len());
+            let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
+            epoll::add(&self.epoll, &stream, epoll::EventData::new_u64(conn as u64), flags)
+                .map_err(BenchError::system("epoll_ctl"))?;
+            let connection = Connection {
+                stream,
+                received: Vec::with_capacity(RECV_LEN),
+                pending: VecDeque::with_capacity(PIPELINE_COUNT_MAX),
+                current: None,
+                waiting: false,
+                closing: false,
+            };
+            match free {
+                Some(at) => self.connections[at] = Some(connection),
+                None => self.connections.push(Some(connection)),
+            }
+        }
+    }
+
+    /// One connection's turn: receive, then answer what can be answered.
+    fn turn(&mut self, conn: usize, woken: bool, flags: epoll::EventFlags) {
+        let Some(mut connection) = self.connections.get_mut(conn).and_then(Option::take) else { return };
+        if woken {
+            connection.waiting = false;
+        }
+        let hung_up = flags.intersects(epoll::EventFlags::ERR | epoll::EventFlags::HUP);
+        let readable = flags.contains(epoll::EventFlags::IN);
+        if !hung_up
+            && (!readable || receive(&mut connection, &self.stats))
+            && self.answer(conn, &mut connection)
+        {
+            self.connections[conn] = Some(connection);
+        } else {
+            self.delivery.closed(conn);
+        }
+    }
+
+    /// Returns whether the connection stays open.
+    fn answer(&mut self, conn: usize, connection: &mut Connection) -> bool {
+        while !connection.waiting {
+            if connection.current.is_none() {
+                let Some(request) = connection.pending.pop_front() else { break };
+                connection.current = Some(self.begin(conn, &request));
+            }
+            let Some(transfer) = &mut connection.current else { break };
+            let socket = connection.stream.as_fd();
+            let moved = if transfer.body.len == 0 {
+                send_header(socket, transfer, SendFlags::empty(), &self.stats)
+                    .map(|all| if all { Progress::Done } else { Progress::Blocked })
+            } else {
+                self.delivery.advance(socket, transfer, &self.log, &self.stats)
+            };
+            match moved {
+                Ok(Progress::Done) => {
+                    debug_assert!(transfer.is_done());
+                    self.stats.responded();
+                    connection.current = None;
+                }
+                Ok(Progress::Blocked) => return true,
+                Ok(Progress::Waiting) => connection.waiting = true,
+                Err(_) => return false,
+            }
+        }
+        // A request that could not be understood was answered; nothing after it can be.
+        !(connection.closing && connection.current.is_none() && connection.pending.is_empty())
+    }
+
+    fn begin(&mut self, conn: usize, request: &Request) -> Transfer {
+        let empty = |response: Response| Transfer {
+            conn,
+            header: response.encode(),
+            body: BodyRange::default(),
+            sent: 0,
+        };
+        match request.opcode {
+            Opcode::Ping if request.partition == u32::MAX => return empty(Response::bad_request()),
+            Opcode::Ping => return empty(Response::ok(request, 0, self.log.high_watermark())),
+            Opcode::Append => return empty(Response::refused(request, Status::Unsupported)),
+            Opcode::Fetch => {}
+        }
+        if request.partition != 0 {
+            return empty(Response::refused(request, Status::UnknownPartition));
+        }
+        let body = match self.log.resolve(request.offset, request.max_bytes as usize) {
+            Ok(body) => body,
+            Err(ResolveError::OutOfRange) => {
+                return empty(Response::refused(request, Status::OffsetOutOfRange));
+            }
+            Err(_) => return empty(Response::refused(request, Status::StorageError)),
+        };
+        let response = Response::ok(request, body.len as u32, self.log.high_watermark());
+        let transfer = Transfer { conn, header: response.encode(), body, sent: 0 };
+        if body.len > 0 && self.delivery.begin(&transfer, &self.log).is_err() {
+            return empty(Response::refused(request, Status::StorageError));
+        }
+        transfer
+    }
+}
+
+/// Receives and parses what there is. Returns whether the connection stays open.
+fn receive(connection: &mut Connection, stats: &Stats) -> bool {
+    loop {
+        let room = connection.received.capacity() - connection.received.len();
+        let got =
+            match recv(&connection.stream, spare_capacity(&mut connection.received), RecvFlags::DONTWAIT) {
+                Ok((n, _)) => n,
+                Err(Errno::AGAIN) => return true,
+                Err(Errno::INTR) => continue,
+                Err(_) => return false,
+            };
+        stats.entered(1);
+        if got == 0 {
+            return false;
+        }
+        let mut at = 0;
+        while let Some(header) = connection.received[at..].first_chunk::<HEADER_LEN>() {
+            if connection.closing {
+                return true;
+            }
+            match Request::decode(header) {
+                Ok(request) if connection.pending.len() < PIPELINE_COUNT_MAX => {
+                    connection.closing = request.body_len > 0;
+                    connection.pending.push_back(request);
+                }
+                Ok(_) => return false,
+                Err(_) => {
+                    let request = Request { partition: u32::MAX, ..Request::fetch(0, -1, 1) };
+                    connection.pending.push_back(Request { opcode: Opcode::Ping, ..request });
+                    connection.closing = true;
+                }
+            }
+            at += HEADER_LEN;
+        }
+        connection.received.drain(..at);
+        if got < room {
+            return true;
+        }
+    }
+}
+
+/// Sends what is left of the header. Returns whether all of it is in the socket.
+///
+/// # Errors
+/// The socket's, other than being full.
+pub fn send_header(
+    socket: BorrowedFd<'_>,
+    transfer: &mut Transfer,
+    flags: SendFlags,
+    stats: &Stats,
+) -> io::Result<bool> {
+    while transfer.sent < HEADER_LEN {
+        stats.entered(1);
+        let flags = flags | SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        match rustix::net::send(socket, &transfer.header[transfer.sent..], flags) {
+            Ok(n) => transfer.sent += n,
+            Err(Errno::AGAIN) => return Ok(false),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(true)
+}
+
+/// Sends header and body from memory with one call, as far as the socket takes. `body` is the whole body
+/// from `body_from` on.
+///
+/// # Errors
+/// The socket's, other than being full.
+pub fn send_from_memory(
+    socket: BorrowedFd<'_>,
+    transfer: &mut Transfer,
+    body: &[u8],
+    body_from: usize,
+    stats: &Stats,
+) -> io::Result<Progress> {
+    use rustix::net::{SendAncillaryBuffer, sendmsg};
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    let end = HEADER_LEN + body_from + body.len();
+    while transfer.sent < end {
+        let rest = &body[transfer.body_sent() - body_from..];
+        stats.entered(1);
+        let sent = if transfer.sent < HEADER_LEN {
+            let parts = [io::IoSlice::new(&transfer.header[transfer.sent..]), io::IoSlice::new(rest)];
+            sendmsg(socket, &parts, &mut SendAncillaryBuffer::default(), flags)
+        } else {
+            rustix::net::send(socket, rest, flags)
+        };
+        match sent {
+            Ok(n) => transfer.sent += n,
+            Err(Errno::AGAIN) => return Ok(Progress::Blocked),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(if transfer.is_done() { Progress::Done } else { Progress::Waiting })
+}

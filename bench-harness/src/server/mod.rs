@@ -1,0 +1,261 @@
+//! The server process: one pinned process per window, serving one delivery path.
+//!
+//! The parent sends [`ServerConfig`], the child answers [`Ready`]; then each [`Command::Mark`] is answered with
+//! a [`Mark`] of the counters so far, and the end of stdin ends the process. The control thread is idle
+//! inside a window.
+
+pub mod epoll;
+pub mod produce;
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use rustix::event::{EventfdFlags, eventfd};
+use serde::{Deserialize, Serialize};
+use std::os::fd::OwnedFd;
+
+use crate::corpus::ServedLog;
+use crate::error::{BenchError, Result};
+use crate::ipc;
+use crate::paths;
+use crate::server::produce::{Produced, Recorder};
+use crate::sys;
+use crate::workload::Workload;
+
+/// What a server process is to do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ServerConfig {
+    /// Name of the delivery path.
+    pub path: String,
+    /// The load, of which a path uses what concerns it (the producer, sizes).
+    pub workload: Workload,
+    /// The partition directory to serve, for fetch workloads.
+    pub segments: Option<PathBuf>,
+    /// Bytes at the end of the log that readers will find hot.
+    pub hot_len: u64,
+    /// An empty directory of its own, for append and tail workloads.
+    pub scratch: PathBuf,
+    /// Core to run on.
+    pub core: usize,
+    /// TCP congestion control.
+    pub congestion: String,
+    /// Kernel features to do without, by name.
+    pub mask_features: Vec<String>,
+    /// Chunk length of the direct-read pool, bytes.
+    pub pool_chunk_len: usize,
+    /// Threads of the direct-read pool.
+    pub pool_threads: usize,
+}
+
+/// The server listens.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Ready {
+    /// On this port; 0 where nobody connects.
+    pub port: u16,
+    /// What the path wants the report to say about itself.
+    pub note: String,
+}
+
+/// What the parent may ask.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// Report the counters and forget what the producer recorded so far.
+    Mark,
+    /// Stop producing, make everything acknowledged durable, report; used before files are verified.
+    Stop,
+}
+
+/// Counters at one moment.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Mark {
+    /// Monotonic time.
+    pub at_ns: u64,
+    /// CPU of the process with all its threads.
+    pub cpu_ns: u64,
+    /// Calls into the kernel on the data path.
+    pub kernel_entries: u64,
+    /// Responses completed.
+    pub responses: u64,
+    /// Zero-copy sends, and how many of them the kernel copied after all.
+    pub zc: Option<(u64, u64)>,
+    /// Bytes written by the path beyond what was appended: zero-ahead.
+    pub zero_ahead_len: u64,
+    /// The producer's acknowledgements since the last mark.
+    pub produced: Option<Produced>,
+}
+
+/// Counters the data path keeps.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// See [`Mark::kernel_entries`].
+    pub kernel_entries: AtomicU64,
+    /// See [`Mark::responses`].
+    pub responses: AtomicU64,
+    /// Zero-copy sends.
+    pub zc_sends: AtomicU64,
+    /// Zero-copy sends that were copied.
+    pub zc_copied: AtomicU64,
+    /// See [`Mark::zero_ahead_len`].
+    pub zero_ahead_len: AtomicU64,
+}
+
+impl Stats {
+    /// Counts calls into the kernel.
+    #[inline]
+    pub fn entered(&self, count: u64) {
+        // One writer at a time; relaxed add of an uncontended line costs what the ring's own counters do.
+        self.kernel_entries.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Counts one completed response.
+    #[inline]
+    pub fn responded(&self) {
+        self.responses.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// What a path's `serve` function gets.
+pub struct ServerContext {
+    /// The configuration.
+    pub config: ServerConfig,
+    /// Non-blocking, on loopback.
+    pub listener: TcpListener,
+    /// The log to serve, for fetch workloads.
+    pub log: Option<ServedLog>,
+    /// The counters.
+    pub stats: Arc<Stats>,
+    /// The producer's record.
+    pub recorder: Arc<Recorder>,
+    /// Set when producing must end.
+    pub stop: Arc<Stop>,
+    ready: Option<Ready>,
+}
+
+/// The request to stop, to be looked at or waited for.
+#[derive(Debug)]
+pub struct Stop {
+    flag: AtomicBool,
+    /// Readable once producing must end.
+    pub event: OwnedFd,
+    done: AtomicBool,
+}
+
+impl Stop {
+    /// Whether producing must end.
+    pub fn is_set(&self) -> bool {
+        self.flag.load(Ordering::Acquire)
+    }
+
+    /// Called by the path when nothing acknowledged can be lost any more.
+    pub fn finished(&self) {
+        self.done.store(true, Ordering::Release);
+    }
+
+    fn set_and_wait(&self) -> Result<()> {
+        self.flag.store(true, Ordering::Release);
+        rustix::io::write(&self.event, &1u64.to_ne_bytes()).map_err(BenchError::system("wake the server"))?;
+        for _ in 0..10_000 {
+            if self.done.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        Err(BenchError::Process { who: "server", why: "did not stop within 10 s".to_string() })
+    }
+}
+
+impl ServerContext {
+    /// Tells the parent that the path is up; to be called exactly once by `serve`.
+    ///
+    /// # Errors
+    /// If the parent is gone.
+    pub fn ready(&mut self, note: &str) -> Result<()> {
+        let mut ready = self.ready.take().ok_or_else(|| BenchError::Process {
+            who: "server",
+            why: "said twice that it is ready".to_string(),
+        })?;
+        ready.note = note.to_string();
+        ipc::child_send(&ready)
+    }
+
+    /// The log, for paths that cannot do without.
+    ///
+    /// # Errors
+    /// `Process` if the workload has none: a registry row promises more than the path can do.
+    pub fn take_log(&mut self) -> Result<ServedLog> {
+        self.log.take().ok_or_else(|| BenchError::Process {
+            who: "server",
+            why: "this path serves a corpus, and the workload has none".to_string(),
+        })
+    }
+}
+
+/// The body of the hidden `server` subcommand.
+///
+/// # Errors
+/// Whatever kept the path from serving; the parent has been told.
+pub fn main() -> Result<()> {
+    let config: ServerConfig = ipc::child_start()?;
+    serve(config).inspect_err(ipc::child_fail)
+}
+
+fn serve(config: ServerConfig) -> Result<()> {
+    let row = paths::find(&config.path)?;
+    let stats = Arc::new(Stats::default());
+    let recorder = Arc::new(Recorder::default());
+    let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+        .map_err(BenchError::system("make an eventfd"))?;
+    let stop = Arc::new(Stop { flag: AtomicBool::new(false), event, done: AtomicBool::new(false) });
+    // Started before pinning: it may use any core.
+    let control = (stats.clone(), recorder.clone(), stop.clone());
+    std::thread::Builder::new()
+        .name("control".to_string())
+        .spawn(move || control_loop(&control.0, &control.1, &control.2))
+        .map_err(BenchError::system("start the control thread"))?;
+    sys::pin_to_core(config.core)?;
+    sys::raise_priority();
+    let listener = sys::listen(&config.congestion)?;
+    listener.set_nonblocking(true).map_err(BenchError::system("make a socket non-blocking"))?;
+    let port = listener.local_addr().map_err(BenchError::system("name a socket"))?.port();
+    let log = config.segments.as_deref().map(ServedLog::open).transpose()?;
+    let ready = Some(Ready { port, note: String::new() });
+    let mut context = ServerContext { config, listener, log, stats, recorder, stop, ready };
+    (row.serve)(&mut context)
+}
+
+fn control_loop(stats: &Stats, recorder: &Recorder, stop: &Stop) {
+    loop {
+        let answer = match ipc::child_receive::<Command>() {
+            Ok(Some(Command::Mark)) => Ok(()),
+            Ok(Some(Command::Stop)) => stop.set_and_wait(),
+            Ok(None) => std::process::exit(0),
+            Err(error) => Err(error),
+        };
+        let sent = match answer {
+            Ok(()) => ipc::child_send(&mark(stats, recorder)),
+            Err(error) => {
+                ipc::child_fail(&error);
+                Err(error)
+            }
+        };
+        if sent.is_err() {
+            std::process::exit(1);
+        }
+    }
+}
+
+fn mark(stats: &Stats, recorder: &Recorder) -> Mark {
+    let zc_sends = stats.zc_sends.load(Ordering::Relaxed);
+    Mark {
+        at_ns: sys::now_ns(),
+        cpu_ns: sys::process_cpu_ns(),
+        kernel_entries: stats.kernel_entries.load(Ordering::Relaxed),
+        responses: stats.responses.load(Ordering::Relaxed),
+        zc: (zc_sends > 0).then(|| (zc_sends, stats.zc_copied.load(Ordering::Relaxed))),
+        zero_ahead_len: stats.zero_ahead_len.load(Ordering::Relaxed),
+        produced: recorder.take(),
+    }
+}
