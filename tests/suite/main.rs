@@ -1,3 +1,4 @@
 //! The test suite: one binary, one module for each topic.
 
 mod golden;
+mod interop;
