@@ -144,8 +144,8 @@ pub enum PartitionError {
     #[error("the log directory is open for reading only")]
     ReadOnly,
     /// The name is not one Kafka accepts.
-    #[error("invalid partition name: {0}")]
-    InvalidName(String),
+    #[error(transparent)]
+    InvalidName(#[from] crate::format::names::NameError),
     /// It is open already.
     #[error("the partition is open already")]
     AlreadyOpen,

@@ -1,12 +1,10 @@
 //! What the outside asks of a shard, and the answers.
 
-use std::fmt;
-use std::path::PathBuf;
-
 use bytes::Bytes;
 
 use crate::error::{AppendError, FetchError, PartitionError};
 use crate::fetch::{FetchRequest, Fetched};
+use crate::format::names::TopicPartition;
 use crate::log::LogConfig;
 use crate::platform::Platform;
 use crate::types::{LeaderEpoch, Offset};
@@ -19,28 +17,6 @@ pub struct Ticket(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PartitionId(pub u32);
 
-/// A topic's name and a partition's number in it: Kafka's `<topic>-<partition>`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PartitionName {
-    /// Letters, digits, `.`, `_` and `-`, at most 249, not `.` or `..`.
-    pub topic: String,
-    /// From 0.
-    pub partition: u32,
-}
-
-impl PartitionName {
-    /// The partition's directory, relative to the log directory.
-    pub fn path(&self) -> PathBuf {
-        PathBuf::from(self.to_string())
-    }
-}
-
-impl fmt::Display for PartitionName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.topic, self.partition)
-    }
-}
-
 /// A request to a shard.
 #[derive(Debug)]
 pub enum Request {
@@ -49,7 +25,7 @@ pub enum Request {
         /// The number it gets.
         partition: PartitionId,
         /// Its name.
-        name: PartitionName,
+        name: TopicPartition,
         /// Its settings.
         config: LogConfig,
     },

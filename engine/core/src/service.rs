@@ -7,7 +7,8 @@
 
 use crate::error::{AppendError, FetchError};
 use crate::fetch::{FetchOutcome, FetchRequest};
-use crate::message::{Appended, PartitionId, PartitionName, Watermarks};
+use crate::format::names::TopicPartition;
+use crate::message::{Appended, PartitionId, Watermarks};
 use crate::ops::{ConnId, Now};
 use crate::types::Nanos;
 
@@ -87,7 +88,7 @@ pub trait Service: Sized + Send + 'static {
     }
 
     /// A partition has become available on this shard.
-    fn handle_opened(&mut self, partition: PartitionId, name: &PartitionName) {
+    fn handle_opened(&mut self, partition: PartitionId, name: &TopicPartition) {
         let _ = (partition, name);
     }
 

@@ -353,7 +353,7 @@ fn partition_of(step: &Step<SimPlatform>) -> String {
             return name.to_owned();
         }
     };
-    format!("{}-{}", name.topic, name.partition)
+    name.to_string()
 }
 
 fn result_number(result: &Result<u64, Errno>) -> u64 {

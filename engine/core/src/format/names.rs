@@ -2,6 +2,7 @@
 //! Parsing a name yields a type that cannot be wrong; writing it gives the very same name back.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -114,6 +115,11 @@ impl TopicPartition {
     /// The partition number, 0 or more.
     pub const fn partition(&self) -> i32 {
         self.partition
+    }
+
+    /// Its directory, relative to the log directory.
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(self.to_string())
     }
 
     /// The name its directory gets when it is deleted, unique by `id`; long topic names are cut to fit.

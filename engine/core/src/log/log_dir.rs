@@ -9,12 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::disk::{Caching, Disk, DiskError, Errno, Lock, OpenMode};
-use crate::error::PartitionError;
 use crate::format::checkpoint::{self, CheckpointError};
 use crate::format::meta_properties::MetaProperties;
-use crate::format::names::{self, PartitionDir, TopicName, TopicPartition};
+use crate::format::names::{self, PartitionDir, TopicPartition};
 use crate::log::files::{parent, read_file, remove_tree, replace_file, unlink_if_there};
-use crate::message::PartitionName;
 use crate::types::Offset;
 
 /// The quorum's own log, which a broker may keep in the same directory. Never the engine's business.
@@ -170,13 +168,9 @@ impl<D: Disk> LogDir<D> {
     ///
     /// # Errors
     /// When the directory cannot be listed.
-    pub fn partitions(&self) -> Result<Vec<PartitionName>, DiskError> {
+    pub fn partitions(&self) -> Result<Vec<TopicPartition>, DiskError> {
         let (live, _) = list_partitions(&self.disk, &self.root, &mut Vec::new())?;
-        let name = |tp: TopicPartition| PartitionName {
-            topic: tp.topic().as_str().to_owned(),
-            partition: tp.partition() as u32, // never negative
-        };
-        Ok(live.into_iter().map(name).collect())
+        Ok(live)
     }
 
     /// Writes all checkpoints and, if every partition there is was closed cleanly, the marker that tells the next
@@ -316,18 +310,6 @@ impl State {
             self.dirty[table as usize] = true;
         }
     }
-}
-
-/// The checked form of a partition's name.
-///
-/// # Errors
-/// [`PartitionError::InvalidName`].
-pub(crate) fn topic_partition(name: &PartitionName) -> Result<TopicPartition, PartitionError> {
-    let topic = TopicName::new(&name.topic).map_err(|e| PartitionError::InvalidName(e.to_string()))?;
-    let partition = i32::try_from(name.partition).map_err(|_| {
-        PartitionError::InvalidName(format!("partition {}: expected 0 to {}", name.partition, i32::MAX))
-    })?;
-    Ok(TopicPartition::new(topic, partition))
 }
 
 fn create_root<D: Disk>(disk: &D, root: &Path) -> Result<(), OpenError> {

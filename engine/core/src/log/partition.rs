@@ -14,13 +14,14 @@ use crate::cache::SegmentUid;
 use crate::disk::DiskError;
 use crate::error::{AppendError, PartitionError, PartitionFailure};
 use crate::format::names::TopicId;
+use crate::format::names::TopicPartition;
 use crate::format::side_file::SegmentIdentity;
 use crate::log::LogConfig;
 use crate::log::segment::{Segment, SegmentState};
 use crate::log::step::OpenedLog;
 use crate::log::tail::Tail;
 use crate::memory::Memory;
-use crate::message::{Appended, PartitionId, PartitionName, Ticket, Watermarks};
+use crate::message::{Appended, PartitionId, Ticket, Watermarks};
 use crate::ops::ConnId;
 use crate::platform::{CHUNK_LEN_MIN, Platform};
 use crate::types::{ByteCount, LeaderEpoch, Nanos, Offset, Position};
@@ -96,7 +97,7 @@ pub(crate) type AckOutcome = (Origin, Result<Appended, AppendError>);
 /// See the module documentation.
 pub(crate) struct Partition<P: Platform> {
     pub(crate) id: PartitionId,
-    pub(crate) name: PartitionName,
+    pub(crate) name: TopicPartition,
     pub(crate) config: LogConfig,
     pub(crate) topic_id: TopicId,
     pub(crate) state: PartitionState,
@@ -130,7 +131,7 @@ pub(crate) struct Partition<P: Platform> {
 }
 
 impl<P: Platform> Partition<P> {
-    pub(crate) fn opening(id: PartitionId, name: PartitionName, config: LogConfig, ticket: Ticket) -> Self {
+    pub(crate) fn opening(id: PartitionId, name: TopicPartition, config: LogConfig, ticket: Ticket) -> Self {
         Self {
             id,
             name,
@@ -287,7 +288,7 @@ impl<P: Platform> Partition<P> {
     pub(crate) fn roll(&mut self, memory: &mut Memory<P>, now: crate::types::Timestamp) {
         let identity = SegmentIdentity {
             topic_id: self.topic_id,
-            partition: self.name.partition as i32,
+            partition: self.name.partition(),
             base_offset: self.log_end_offset(),
         };
         let segment = Segment::create(memory.new_uid(), identity, &self.config, now);

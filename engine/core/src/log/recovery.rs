@@ -16,11 +16,10 @@ use crate::log::files::{read_file, replace_file, unlink_if_there};
 use crate::log::found::{Found, SegmentContext};
 use crate::log::identity::new_topic_id;
 use crate::log::inventory::{Inventory, segment_path, unlink_segment};
-use crate::log::log_dir::{LogDir, topic_partition};
+use crate::log::log_dir::LogDir;
 use crate::log::repair::{create_first_segment, cut_other_files, repair_segment};
 use crate::log::step::{OpenedLog, OpenedSegment, RecoveryReport};
 use crate::log::verdict::{Behind, Verdict, judge, torn_len};
-use crate::message::PartitionName;
 use crate::platform::Platform;
 use crate::types::{ByteCount, Offset, Position};
 
@@ -30,19 +29,18 @@ use crate::types::{ByteCount, Offset, Position};
 /// See [`PartitionError`]. Unless a file operation failed, nothing was changed.
 pub(crate) fn open_partition<P: Platform>(
     log_dir: &LogDir<P::Disk>,
-    name: &PartitionName,
+    name: &TopicPartition,
     config: &LogConfig,
 ) -> Result<Box<OpenedLog<P>>, PartitionError>
 where
     P::Disk: Disk<File = P::File>,
 {
     config.validate()?;
-    let tp = topic_partition(name)?;
-    let clean = log_dir.mark_open(&tp)?;
-    let opened = Opening { log_dir, tp: &tp, dir: log_dir.partition_dir(&tp), config, clean }.run();
+    let clean = log_dir.mark_open(name)?;
+    let opened = Opening { log_dir, tp: name, dir: log_dir.partition_dir(name), config, clean }.run();
     let untouched = !matches!(opened, Ok(_) | Err(PartitionError::Disk(_)));
     if clean && untouched {
-        log_dir.mark_untouched(&tp);
+        log_dir.mark_untouched(name);
     }
     opened
 }
@@ -127,7 +125,6 @@ impl<D: Disk> Opening<'_, D> {
             return Ok((id, false));
         }
         for sibling in self.log_dir.partitions()? {
-            let sibling = topic_partition(&sibling)?;
             if sibling.topic() == self.tp.topic()
                 && let Some(id) = read_topic_id(disk, &self.log_dir.partition_dir(&sibling))?
             {

@@ -14,10 +14,9 @@ use crate::log::files::{open_or_create, remove_tree, unlink_if_there};
 use crate::log::found::{lock_log, open_log};
 use crate::log::identity::deletion_id;
 use crate::log::inventory::{segment_path, unlink_segment};
-use crate::log::log_dir::{LogDir, topic_partition};
+use crate::log::log_dir::LogDir;
 use crate::log::scan::{PEEK_BLOCK_LEN, SegmentReader};
 use crate::log::step::Companions;
-use crate::message::PartitionName;
 use crate::types::{ByteCount, Offset, Position};
 
 /// Makes the file of a new active segment, with its lock held, `preallocate` bytes reserved and its name durable.
@@ -83,11 +82,11 @@ fn take_over<D: Disk>(
 /// Opens a segment for reading.
 pub(crate) fn open_segment<D: Disk>(
     log_dir: &LogDir<D>,
-    name: &PartitionName,
+    name: &TopicPartition,
     config: &LogConfig,
     base_offset: Offset,
 ) -> Result<D::File, PartitionError> {
-    let dir = log_dir.partition_dir(&topic_partition(name)?);
+    let dir = log_dir.partition_dir(name);
     let path = segment_path(&dir, base_offset, SegmentFileKind::Log);
     open_log(log_dir.disk(), &path, OpenMode::Read, config.write_mode.caching())
 }
@@ -95,7 +94,7 @@ pub(crate) fn open_segment<D: Disk>(
 /// Appends to a segment's companions. Not durable.
 pub(crate) fn write_companions<D: Disk>(log_dir: &LogDir<D>, new: &Companions) -> Result<(), DiskError> {
     let Some(name) = &new.name else { return Ok(()) };
-    let dir = log_dir.partition_dir(&named(log_dir, name)?);
+    let dir = log_dir.partition_dir(name);
     for (kind, position, bytes) in parts(new) {
         if !bytes.is_empty() {
             let file = open_or_create(log_dir.disk(), &segment_path(&dir, new.base_offset, kind))?;
@@ -118,7 +117,7 @@ pub(crate) fn seal<D: Disk>(
 ) -> Result<(), DiskError> {
     let whole = finish_segment(log_dir, file, end, companions)?;
     match &companions.name {
-        Some(name) if whole => log_dir.raise_recovery_point(&named(log_dir, name)?, next_offset),
+        Some(name) if whole => log_dir.raise_recovery_point(name, next_offset),
         _ => Ok(()),
     }
 }
@@ -126,18 +125,17 @@ pub(crate) fn seal<D: Disk>(
 /// As [`seal`] for the active segment, if it has a file; then takes note that nothing needs recovery.
 pub(crate) fn close<D: Disk>(
     log_dir: &LogDir<D>,
-    name: &PartitionName,
+    name: &TopicPartition,
     active: Option<(D::File, Position, Companions)>,
     log_start_offset: Offset,
     log_end_offset: Offset,
 ) -> Result<(), DiskError> {
-    let tp = named(log_dir, name)?;
     let whole = match &active {
         Some((file, end, companions)) => finish_segment(log_dir, file, *end, companions)?,
         None => true,
     };
     if whole {
-        log_dir.mark_closed(&tp, log_start_offset, log_end_offset);
+        log_dir.mark_closed(name, log_start_offset, log_end_offset);
     }
     Ok(())
 }
@@ -161,7 +159,7 @@ fn finish_segment<D: Disk>(
 
 fn finish_companions<D: Disk>(log_dir: &LogDir<D>, new: &Companions) -> Result<(), DiskError> {
     let Some(name) = &new.name else { return Ok(()) };
-    let (disk, dir) = (log_dir.disk(), log_dir.partition_dir(&named(log_dir, name)?));
+    let (disk, dir) = (log_dir.disk(), log_dir.partition_dir(name));
     for (kind, position, bytes) in parts(new) {
         let file = open_or_create(disk, &segment_path(&dir, new.base_offset, kind))?;
         if !bytes.is_empty() {
@@ -179,13 +177,12 @@ fn finish_companions<D: Disk>(log_dir: &LogDir<D>, new: &Companions) -> Result<(
 /// Makes the log start offset durable, then unlinks the segments below it.
 pub(crate) fn delete_segments<D: Disk>(
     log_dir: &LogDir<D>,
-    name: &PartitionName,
+    name: &TopicPartition,
     log_start_offset: Offset,
     base_offsets: &[Offset],
 ) -> Result<(), DiskError> {
-    let tp = named(log_dir, name)?;
-    let dir = log_dir.partition_dir(&tp);
-    log_dir.raise_log_start(&tp, log_start_offset)?;
+    let dir = log_dir.partition_dir(name);
+    log_dir.raise_log_start(name, log_start_offset)?;
     for base_offset in base_offsets {
         unlink_segment(log_dir.disk(), &dir, *base_offset)?;
     }
@@ -193,18 +190,18 @@ pub(crate) fn delete_segments<D: Disk>(
 }
 
 /// Removes a partition: its directory first gets a name that no start takes for a partition.
-pub(crate) fn delete_partition<D: Disk>(log_dir: &LogDir<D>, name: &PartitionName) -> Result<(), DiskError> {
-    let (disk, tp) = (log_dir.disk(), named(log_dir, name)?);
-    let id = deletion_id(&tp, log_dir.options().topic_id_seed, log_dir.next_deletion());
-    let dir = log_dir.root().join(tp.deleted_dir_name(id));
+pub(crate) fn delete_partition<D: Disk>(log_dir: &LogDir<D>, name: &TopicPartition) -> Result<(), DiskError> {
+    let disk = log_dir.disk();
+    let id = deletion_id(name, log_dir.options().topic_id_seed, log_dir.next_deletion());
+    let dir = log_dir.root().join(name.deleted_dir_name(id));
     match disk.list(&dir) {
         Ok(_) => remove_tree(disk, &dir)?, // left by an earlier process with the same seed
         Err(error) if error.errno == Errno::NOENT => {}
         Err(error) => return Err(error),
     }
-    disk.rename(&log_dir.partition_dir(&tp), &dir)?;
+    disk.rename(&log_dir.partition_dir(name), &dir)?;
     disk.sync_dir(log_dir.root())?;
-    log_dir.forget(&tp)?;
+    log_dir.forget(name)?;
     remove_tree(disk, &dir)?;
     disk.sync_dir(log_dir.root())
 }
@@ -215,13 +212,4 @@ fn parts(new: &Companions) -> [(SegmentFileKind, Position, &[u8]); 3] {
         (SegmentFileKind::TimeIndex, new.time_index_position, &new.time_index),
         (SegmentFileKind::Chain, new.chain_position, &new.chain),
     ]
-}
-
-/// The checked name of a partition that was opened before, so that its name is known to be valid.
-fn named<D: Disk>(log_dir: &LogDir<D>, name: &PartitionName) -> Result<TopicPartition, DiskError> {
-    topic_partition(name).map_err(|_| DiskError {
-        action: "name",
-        path: log_dir.root().join(format!("{}-{}", name.topic, name.partition)),
-        errno: Errno::INVAL,
-    })
 }

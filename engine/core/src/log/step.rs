@@ -8,12 +8,11 @@
 use crate::disk::{Disk, DiskError};
 use crate::error::PartitionError;
 use crate::format::index_build::IndexBuilder;
-use crate::format::names::TopicId;
+use crate::format::names::{TopicId, TopicPartition};
 use crate::format::side_file::SideFileBuilder;
-use crate::log::log_dir::{LogDir, topic_partition};
+use crate::log::log_dir::LogDir;
 use crate::log::recovery::open_partition;
 use crate::log::{LogConfig, segments};
-use crate::message::PartitionName;
 use crate::platform::Platform;
 use crate::types::{ByteCount, LeaderEpoch, Offset, Position, Timestamp};
 
@@ -22,14 +21,14 @@ pub enum Step<P: Platform> {
     /// Open a partition, or create it; see [`StepOutput::Opened`].
     Open {
         /// Which.
-        name: PartitionName,
+        name: TopicPartition,
         /// Its settings.
         config: LogConfig,
     },
     /// Make the file of a new active segment; see [`StepOutput::SegmentCreated`].
     CreateSegment {
         /// Which partition.
-        name: PartitionName,
+        name: TopicPartition,
         /// Its settings.
         config: LogConfig,
         /// Names the file.
@@ -40,7 +39,7 @@ pub enum Step<P: Platform> {
     /// Open an existing segment for reading; see [`StepOutput::SegmentOpened`].
     OpenSegment {
         /// Which partition.
-        name: PartitionName,
+        name: TopicPartition,
         /// Its settings.
         config: LogConfig,
         /// Which segment.
@@ -74,7 +73,7 @@ pub enum Step<P: Platform> {
     /// Make a log start offset durable, then unlink the segments below it; see [`StepOutput::SegmentsDeleted`].
     DeleteSegments {
         /// Which partition.
-        name: PartitionName,
+        name: TopicPartition,
         /// The new log start offset.
         log_start_offset: Offset,
         /// Base offsets of the segments to unlink; may be empty.
@@ -84,7 +83,7 @@ pub enum Step<P: Platform> {
     /// [`StepOutput::Closed`].
     Close {
         /// Which partition.
-        name: PartitionName,
+        name: TopicPartition,
         /// The active segment's file, end and companions; `None` if it has no file yet.
         active: Option<(P::File, Position, Companions)>,
         /// The end of the log.
@@ -95,7 +94,7 @@ pub enum Step<P: Platform> {
     /// Remove a partition's directory and its checkpoint entries; see [`StepOutput::PartitionDeleted`].
     DeletePartition {
         /// Which.
-        name: PartitionName,
+        name: TopicPartition,
     },
 }
 
@@ -104,7 +103,7 @@ pub enum Step<P: Platform> {
 #[derive(Clone, Debug, Default)]
 pub struct Companions {
     /// Which partition; `None` only in `Default`.
-    pub name: Option<PartitionName>,
+    pub name: Option<TopicPartition>,
     /// Which segment.
     pub base_offset: Offset,
     /// Where the index bytes go.
@@ -223,10 +222,8 @@ impl<P: Platform> Step<P> {
         match self {
             Step::Open { name, config } => StepOutput::Opened(open_partition(log_dir, &name, &config)),
             Step::CreateSegment { name, config, base_offset, preallocate } => {
-                let created = topic_partition(&name).and_then(|tp| {
-                    let dir = log_dir.partition_dir(&tp);
-                    segments::create_segment(log_dir, &dir, &config, base_offset, preallocate)
-                });
+                let dir = log_dir.partition_dir(&name);
+                let created = segments::create_segment(log_dir, &dir, &config, base_offset, preallocate);
                 StepOutput::SegmentCreated(created)
             }
             Step::OpenSegment { name, config, base_offset } => {

@@ -5,6 +5,7 @@
 use crate::cache::SegmentUid;
 use crate::disk::{DiskError, Errno};
 use crate::error::{FetchError, PartitionError, PartitionFailure};
+use crate::format::names::TopicPartition;
 use crate::log::LogConfig;
 use crate::log::partition::{AckOutcome, Partition, PartitionState};
 use crate::log::segment::{Segment, SegmentFile, SegmentState};
@@ -388,11 +389,7 @@ fn extent_len(preallocated: Position, config: &LogConfig) -> ByteCount {
 }
 
 /// What the companions on disk lack. With `last`, the segment takes no more batches.
-fn take_companions<P: Platform>(
-    segment: &mut Segment<P>,
-    name: &crate::message::PartitionName,
-    last: bool,
-) -> Companions {
+fn take_companions<P: Platform>(segment: &mut Segment<P>, name: &TopicPartition, last: bool) -> Companions {
     if last {
         // The only refusal is an offset out of range, which `must_roll` excludes; the entry is a convenience.
         let sealed = segment.index.seal();

@@ -3,9 +3,10 @@
 use crate::cache::SegmentUid;
 use crate::disk::Errno;
 use crate::error::{AppendError, FetchError, PartitionError, PartitionFailure};
+use crate::format::names::TopicPartition;
 use crate::log::partition::{Origin, Partition, PartitionState, TailState};
 use crate::log::step::{OpenedLog, Step, StepOutput};
-use crate::message::{PartitionId, PartitionName, Reply, Request, Ticket};
+use crate::message::{PartitionId, Reply, Request, Ticket};
 use crate::ops::{Now, Ops};
 use crate::platform::{DIRECT_IO_ALIGN, Platform};
 use crate::service::Service;
@@ -66,7 +67,7 @@ impl<P: Platform, C> Core<P, C> {
     fn open_partition(
         &mut self,
         id: PartitionId,
-        name: PartitionName,
+        name: TopicPartition,
         config: crate::log::LogConfig,
         ticket: Ticket,
         ops: &mut Ops<P>,
