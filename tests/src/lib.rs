@@ -3,3 +3,4 @@
 pub mod dump;
 pub mod golden;
 pub mod kafka;
+pub mod writer;
