@@ -3,13 +3,18 @@
 //!
 //! This is the only crate of the workspace with unsafe code. Every block names the invariant it relies
 //! on; UNSAFE.md lists them with the tests that hold them. Reading path: [`memory`], [`arena`],
-//! [`file`], [`disk`].
+//! [`file`], [`disk`], [`inbox`], [`helper`], [`net`], [`poll`].
 
 pub mod arena;
 pub mod disk;
 pub mod file;
+pub mod helper;
+pub mod inbox;
 pub mod memory;
+pub mod net;
+pub mod poll;
 pub mod residency;
+pub mod stats;
 #[cfg(test)]
 mod testing;
 pub mod uring;

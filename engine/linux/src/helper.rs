@@ -1,0 +1,363 @@
+//! Helper threads: work that blocks and is not on the data path. They run the core's steps and back
+//! fresh slabs, and post what came of it to the inbox of the shard that asked.
+//!
+//! Always holds: steps of one partition run one at a time, in the order submitted; steps of different
+//! partitions overlap. Slabs are made by a thread of their own, so that a long recovery does not keep
+//! an append from its memory.
+
+use std::collections::{HashSet, VecDeque};
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use rohrpost_engine_core::log::step::{Step, StepOutput};
+use rohrpost_engine_core::message::PartitionName;
+use rohrpost_engine_core::ops::Token;
+use rohrpost_engine_core::platform::Platform;
+
+use crate::arena::{LinuxArena, LinuxChunk, LinuxLease, LinuxSlab};
+use crate::disk::LinuxDisk;
+use crate::file::{LinuxFile, errno_of_io};
+use crate::inbox::{Mailbox, Message};
+
+/// Threads that run steps, unless chosen otherwise.
+pub const HELPER_THREADS_DEFAULT: usize = 2;
+
+/// The platforms of this crate: they differ in how they receive and what they support.
+pub trait LinuxPlatform:
+    Platform<
+        Disk = LinuxDisk,
+        File = LinuxFile,
+        Arena = LinuxArena,
+        Slab = LinuxSlab,
+        Chunk = LinuxChunk,
+        Lease = LinuxLease,
+    >
+{
+}
+
+impl<P> LinuxPlatform for P where
+    P: Platform<
+            Disk = LinuxDisk,
+            File = LinuxFile,
+            Arena = LinuxArena,
+            Slab = LinuxSlab,
+            Chunk = LinuxChunk,
+            Lease = LinuxLease,
+        >
+{
+}
+
+/// How a step is run: `move |step| step.run(&log_dir)`.
+pub type RunStep<P> = Box<dyn Fn(Step<P>) -> StepOutput<P> + Send + Sync>;
+
+/// The threads. Dropping it finishes what was submitted and joins them.
+pub struct Helper<P: LinuxPlatform> {
+    shared: Arc<Shared<P>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// One shard's access to the threads.
+pub struct ShardHelper<P: LinuxPlatform> {
+    shared: Arc<Shared<P>>,
+    mailbox: Mailbox<P>,
+    /// Index of the shard's next slab.
+    slabs: Arc<AtomicU32>,
+}
+
+struct Shared<P: LinuxPlatform> {
+    run: RunStep<P>,
+    queues: Mutex<Queues<P>>,
+    steps_changed: Condvar,
+    slabs_changed: Condvar,
+}
+
+struct Queues<P: LinuxPlatform> {
+    steps: VecDeque<StepJob<P>>,
+    /// Directory names of the partitions whose step is running.
+    busy: HashSet<String>,
+    slabs: VecDeque<SlabJob<P>>,
+    ending: bool,
+}
+
+struct StepJob<P: LinuxPlatform> {
+    mailbox: Mailbox<P>,
+    token: Token,
+    partition: String,
+    step: Box<Step<P>>,
+}
+
+struct SlabJob<P: LinuxPlatform> {
+    mailbox: Mailbox<P>,
+    slabs: Arc<AtomicU32>,
+}
+
+impl<P: LinuxPlatform> Helper<P> {
+    /// Starts `threads` threads for steps, at least one, and one for slabs.
+    ///
+    /// # Errors
+    /// The system's, when it gives no more threads.
+    pub fn start(threads: usize, run: RunStep<P>) -> io::Result<Self> {
+        let queues =
+            Queues { steps: VecDeque::new(), busy: HashSet::new(), slabs: VecDeque::new(), ending: false };
+        let shared = Arc::new(Shared {
+            run,
+            queues: Mutex::new(queues),
+            steps_changed: Condvar::new(),
+            slabs_changed: Condvar::new(),
+        });
+        let mut helper = Self { shared, threads: Vec::new() };
+        for index in 0..threads.max(1) {
+            helper.spawn(format!("rp-step-{index}"), Shared::run_steps)?;
+        }
+        helper.spawn("rp-slab".to_owned(), Shared::make_slabs)?;
+        Ok(helper)
+    }
+
+    /// Access for the shard that reads `mailbox`.
+    pub fn for_shard(&self, mailbox: Mailbox<P>) -> ShardHelper<P> {
+        ShardHelper { shared: Arc::clone(&self.shared), mailbox, slabs: Arc::new(AtomicU32::new(0)) }
+    }
+
+    fn spawn(&mut self, name: String, work: fn(&Shared<P>)) -> io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let run = move || {
+            let _guard = AbortOnPanic;
+            work(&shared);
+        };
+        self.threads.push(std::thread::Builder::new().name(name).spawn(run)?);
+        Ok(())
+    }
+}
+
+impl<P: LinuxPlatform> Drop for Helper<P> {
+    fn drop(&mut self) {
+        self.shared.lock().ending = true;
+        self.shared.steps_changed.notify_all();
+        self.shared.slabs_changed.notify_all();
+        for thread in self.threads.drain(..) {
+            // A panic has ended the process already.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A step that panics is our bug. Its shard would wait for the answer forever, and so would everybody
+/// who waits for the shard; a stop that recovery handles is better.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+impl<P: LinuxPlatform> ShardHelper<P> {
+    /// Runs a step; its output comes as `StepDone`.
+    pub fn submit_step(&self, token: Token, step: Box<Step<P>>) {
+        let partition = partition_of(&step);
+        let job = StepJob { mailbox: self.mailbox.clone(), token, partition, step };
+        self.shared.lock().steps.push_back(job);
+        self.shared.steps_changed.notify_one();
+    }
+
+    /// Makes a slab with the shard's next index; comes as `Grown` or `GrowFailed`.
+    pub fn grow(&self) {
+        let job = SlabJob { mailbox: self.mailbox.clone(), slabs: Arc::clone(&self.slabs) };
+        self.shared.lock().slabs.push_back(job);
+        self.shared.slabs_changed.notify_one();
+    }
+}
+
+impl<P: LinuxPlatform> Shared<P> {
+    fn lock(&self) -> MutexGuard<'_, Queues<P>> {
+        // Nothing panics while it is held, and the queues are whole after every statement.
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run_steps(&self) {
+        while let Some(StepJob { mailbox, token, partition, step }) = self.next_step() {
+            let output = Box::new((self.run)(*step));
+            self.lock().busy.remove(&partition);
+            // The partition's next step may have been passed over by a thread that sleeps now.
+            self.steps_changed.notify_all();
+            mailbox.post(Message::StepDone(token, output));
+        }
+    }
+
+    /// The first step whose partition is not busy; `None` when everything submitted is taken.
+    fn next_step(&self) -> Option<StepJob<P>> {
+        let mut queues = self.lock();
+        loop {
+            let runnable = queues.steps.iter().position(|job| !queues.busy.contains(&job.partition));
+            if let Some(job) = runnable.and_then(|at| queues.steps.remove(at)) {
+                queues.busy.insert(job.partition.clone());
+                return Some(job);
+            }
+            if queues.ending && queues.steps.is_empty() {
+                return None;
+            }
+            queues = self.steps_changed.wait(queues).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn make_slabs(&self) {
+        while let Some(SlabJob { mailbox, slabs }) = self.next_slab() {
+            // Only this thread counts, so an index that could not be used is given to the next try.
+            let index = slabs.load(Ordering::Relaxed);
+            mailbox.post(match LinuxSlab::allocate(index) {
+                Ok(slab) => {
+                    slabs.store(index + 1, Ordering::Relaxed);
+                    Message::Grown(slab)
+                }
+                Err(error) => Message::GrowFailed(errno_of_io(&error)),
+            });
+        }
+    }
+
+    fn next_slab(&self) -> Option<SlabJob<P>> {
+        let mut queues = self.lock();
+        loop {
+            if let Some(job) = queues.slabs.pop_front() {
+                return Some(job);
+            }
+            if queues.ending {
+                return None;
+            }
+            queues = self.slabs_changed.wait(queues).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// The name of the partition's directory, which orders its steps.
+fn partition_of<P: LinuxPlatform>(step: &Step<P>) -> String {
+    match step {
+        Step::Open { name, .. }
+        | Step::CreateSegment { name, .. }
+        | Step::OpenSegment { name, .. }
+        | Step::DeleteSegments { name, .. }
+        | Step::Close { name, .. }
+        | Step::DeletePartition { name } => dir_name(name),
+        Step::Extend { file, .. } | Step::Seal { file, .. } => dir_name_of(file.path()),
+        Step::WriteCompanions(companions) => companions.name.as_ref().map(dir_name).unwrap_or_default(),
+    }
+}
+
+fn dir_name(name: &PartitionName) -> String {
+    format!("{}-{}", name.topic, name.partition)
+}
+
+fn dir_name_of(segment: &Path) -> String {
+    let dir = segment.parent().and_then(Path::file_name);
+    dir.unwrap_or_default().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use rohrpost_engine_core::disk::{Caching, OpenMode};
+    use rohrpost_engine_core::ops::Event;
+    use rohrpost_engine_core::types::{ByteCount, Offset, Position};
+
+    use super::*;
+    use crate::inbox::Inbox;
+    use crate::poll::PollPlatform;
+
+    fn name(partition: u32) -> PartitionName {
+        PartitionName { topic: "t".to_owned(), partition }
+    }
+
+    fn step(partition: u32, offset: i64) -> Box<Step<PollPlatform>> {
+        let log_start_offset = Offset::new(offset);
+        Box::new(Step::DeleteSegments { name: name(partition), log_start_offset, base_offsets: Vec::new() })
+    }
+
+    fn wait_for(inbox: &mut Inbox<PollPlatform>, count: usize) -> Vec<Event<PollPlatform>> {
+        let mut events = Vec::new();
+        while events.len() < count {
+            inbox.drain(&mut events);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        events
+    }
+
+    fn token_of(event: &Event<PollPlatform>) -> u64 {
+        match event {
+            Event::StepDone { token, .. } => token.0,
+            _ => panic!("not a step"),
+        }
+    }
+
+    /// A partition whose step blocks keeps its later steps waiting, in order, and nobody else's.
+    #[test]
+    fn steps_are_ordered_by_partition_and_overlap_otherwise() {
+        let (release, blocked) = mpsc::channel::<()>();
+        let blocked = Mutex::new(blocked);
+        let run: RunStep<PollPlatform> = Box::new(move |step| {
+            if let Step::DeleteSegments { name, log_start_offset, .. } = &step
+                && name.partition == 0
+                && *log_start_offset == Offset::ZERO
+            {
+                blocked.lock().unwrap().recv().unwrap();
+            }
+            StepOutput::SegmentsDeleted(Ok(()))
+        });
+        let helper = Helper::start(2, run).unwrap();
+        let mut inbox = Inbox::new(1).unwrap();
+        let shard = helper.for_shard(inbox.mailbox());
+        for token in 0..3 {
+            shard.submit_step(Token(token), step(0, token as i64));
+        }
+        for token in 10..14 {
+            shard.submit_step(Token(token), step(1, token as i64));
+        }
+        let others: Vec<_> = wait_for(&mut inbox, 4).iter().map(token_of).collect();
+        assert_eq!(others, [10, 11, 12, 13]);
+        release.send(()).unwrap();
+        let blocked: Vec<_> = wait_for(&mut inbox, 3).iter().map(token_of).collect();
+        assert_eq!(blocked, [0, 1, 2]);
+    }
+
+    /// A file's steps are ordered with the steps of the partition it belongs to.
+    #[test]
+    fn files_and_names_of_a_partition_share_a_key() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("t-7")).unwrap();
+        let path = dir.path().join("t-7/00000000000000000000.log");
+        let file = LinuxFile::open(&path, OpenMode::CreateNew, Caching::Buffered).unwrap();
+        let to = Position::new(4096);
+        let extend = Step::<PollPlatform>::Extend { file, from: Position::ZERO, to, zero: false };
+        assert_eq!(partition_of(&extend), partition_of(&step(7, 0)));
+    }
+
+    #[test]
+    fn slabs_are_numbered_by_shard_and_work_is_finished_before_the_end() {
+        let run: RunStep<PollPlatform> = Box::new(|_| StepOutput::SegmentsDeleted(Ok(())));
+        let helper = Helper::start(1, run).unwrap();
+        let mut inboxes = [Inbox::new(1).unwrap(), Inbox::new(1).unwrap()];
+        for inbox in &inboxes {
+            let shard = helper.for_shard(inbox.mailbox());
+            shard.grow();
+            shard.grow();
+            shard.submit_step(Token(1), step(0, 0));
+        }
+        drop(helper);
+        for inbox in &mut inboxes {
+            let events = wait_for(inbox, 3);
+            let slabs = events.into_iter().filter_map(|event| match event {
+                Event::Grown(slab) => Some(slab),
+                _ => None,
+            });
+            let mut arena = LinuxArena::new(2);
+            slabs.for_each(|slab| rohrpost_engine_core::platform::Arena::adopt(&mut arena, slab));
+            let capacity = rohrpost_engine_core::platform::Arena::capacity(&arena);
+            assert_eq!(capacity, ByteCount::new(2 * crate::arena::SLAB_CAPACITY.get()));
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! The blocking pool: threads that do the data path's file operations for a driver without a ring.
+//!
+//! Reads and writes have threads of their own, so that a commit never queues behind cold reads.
+//! Always holds: an operation's memory is released, or posted back, before its completion is seen.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use arrayvec::ArrayVec;
+use rohrpost_engine_core::disk::Errno;
+use rohrpost_engine_core::ops::{DiskOp, Read, WRITE_EXTENTS_MAX, Write};
+use rohrpost_engine_core::platform::Chunk;
+use rohrpost_engine_core::types::ByteCount;
+use rustix::io::{ReadWriteFlags, retry_on_intr};
+
+use crate::file::{LinuxFile, errno_of};
+use crate::helper::LinuxPlatform;
+use crate::inbox::{Mailbox, Message};
+
+/// The threads of one driver. Dropping it finishes what was submitted and joins them.
+pub(super) struct DiskPool<P: LinuxPlatform> {
+    reads: Arc<Lane<P>>,
+    writes: Arc<Lane<P>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+struct Lane<P: LinuxPlatform> {
+    queue: Mutex<LaneQueue<P>>,
+    changed: Condvar,
+}
+
+struct LaneQueue<P: LinuxPlatform> {
+    ops: VecDeque<DiskOp<P>>,
+    ending: bool,
+}
+
+impl<P: LinuxPlatform> DiskPool<P> {
+    /// Starts the threads, at least one of each kind.
+    ///
+    /// # Errors
+    /// The system's, when it gives no more threads.
+    pub(super) fn start(read_threads: usize, write_threads: usize, mailbox: &Mailbox<P>) -> io::Result<Self> {
+        let mut pool = Self { reads: Lane::new(), writes: Lane::new(), threads: Vec::new() };
+        for (name, count, lane) in
+            [("rp-read", read_threads, pool.reads.clone()), ("rp-write", write_threads, pool.writes.clone())]
+        {
+            for index in 0..count.max(1) {
+                let (lane, mailbox) = (Arc::clone(&lane), mailbox.clone());
+                let thread = std::thread::Builder::new().name(format!("{name}-{index}"));
+                pool.threads.push(thread.spawn(move || lane.serve(&mailbox))?);
+            }
+        }
+        Ok(pool)
+    }
+
+    /// Queues an operation; its completion is posted.
+    pub(super) fn submit(&self, op: DiskOp<P>) {
+        let lane = if matches!(op, DiskOp::Read(_)) { &self.reads } else { &self.writes };
+        lane.lock().ops.push_back(op);
+        lane.changed.notify_one();
+    }
+}
+
+impl<P: LinuxPlatform> Drop for DiskPool<P> {
+    fn drop(&mut self) {
+        for lane in [&self.reads, &self.writes] {
+            lane.lock().ending = true;
+            lane.changed.notify_all();
+        }
+        for thread in self.threads.drain(..) {
+            // Nothing in `serve` panics on the world's behalf; if it did, its operations are lost anyway.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl<P: LinuxPlatform> Lane<P> {
+    fn new() -> Arc<Self> {
+        let queue = LaneQueue { ops: VecDeque::with_capacity(64), ending: false };
+        Arc::new(Self { queue: Mutex::new(queue), changed: Condvar::new() })
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, LaneQueue<P>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn serve(&self, mailbox: &Mailbox<P>) {
+        while let Some(op) = self.next() {
+            mailbox.post(run(op));
+        }
+    }
+
+    fn next(&self) -> Option<DiskOp<P>> {
+        let mut queue = self.lock();
+        loop {
+            if let Some(op) = queue.ops.pop_front() {
+                return Some(op);
+            }
+            if queue.ending {
+                return None;
+            }
+            queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+fn run<P: LinuxPlatform>(op: DiskOp<P>) -> Message<P> {
+    match op {
+        DiskOp::Write(write) => {
+            let result = run_write(&write);
+            Message::Written(write.token, result)
+        }
+        DiskOp::Read(mut read) => {
+            let result = run_read(&mut read);
+            Message::ReadDone(read.token, read.chunk, result)
+        }
+        DiskOp::Sync { token, file } => Message::Synced(token, sync(&file)),
+    }
+}
+
+fn run_write<P: LinuxPlatform>(write: &Write<P>) -> Result<ByteCount, Errno> {
+    let mut pieces: ArrayVec<IoSlice<'_>, { WRITE_EXTENTS_MAX + 1 }> =
+        write.extents.iter().map(|lease| IoSlice::new(lease.as_ref())).collect();
+    if let Some(bounce) = &write.bounce {
+        pieces.push(IoSlice::new(bounce.bytes()));
+    }
+    debug_assert_eq!(pieces.iter().map(|piece| piece.len() as u64).sum::<u64>(), write.len.get());
+    let flags = if write.durable { ReadWriteFlags::DSYNC } else { ReadWriteFlags::empty() };
+    let call = || rustix::io::pwritev2(&write.file, &pieces, write.position.get(), flags);
+    retry_on_intr(call).map(ByteCount::of_usize).map_err(errno_of)
+}
+
+fn run_read<P: LinuxPlatform>(read: &mut Read<P>) -> Result<usize, Errno> {
+    let from = read.from - read.chunk.frozen();
+    let (file, position) = (&read.file, read.position.get());
+    let space = &mut read.chunk.unfrozen_mut()[from..from + read.len];
+    retry_on_intr(|| rustix::io::pread(file, &mut *space, position)).map_err(errno_of)
+}
+
+fn sync(file: &LinuxFile) -> Result<(), Errno> {
+    // Never retried: a sync that failed has lost the data already.
+    rustix::fs::fdatasync(file).map_err(errno_of)
+}

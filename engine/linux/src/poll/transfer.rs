@@ -1,0 +1,114 @@
+//! One system call on one connection: receive, send from memory, send from a file.
+
+use std::io::IoSlice;
+use std::os::fd::OwnedFd;
+
+use arrayvec::ArrayVec;
+use rohrpost_engine_core::disk::Errno;
+use rohrpost_engine_core::ops::{ConnId, Event, SEND_PARTS_MAX, Send, SendFile, SendPart};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
+
+use super::PollPlatform;
+use super::connections::{Connection, Transfer};
+use super::recv::{PollRecvBuf, RECV_LEN, RecvPool};
+use crate::file::errno_of;
+
+/// One receive; `None` when there was nothing.
+pub(super) fn receive_once(
+    connection: &mut Connection,
+    pool: &RecvPool,
+) -> Option<Result<PollRecvBuf, Errno>> {
+    let mut buffer = pool.take();
+    let received = rustix::net::recv(&connection.socket, buffer.space(), RecvFlags::DONTWAIT);
+    match received {
+        Ok((len, _)) => {
+            buffer.set_len(len);
+            if len == 0 {
+                connection.receiving = false;
+                connection.readable = false;
+            } else if len < RECV_LEN && !connection.ended {
+                // A short receive has emptied the socket; the next bytes raise a new edge.
+                connection.readable = false;
+            }
+            Some(Ok(buffer))
+        }
+        Err(rustix::io::Errno::INTR) => None,
+        Err(rustix::io::Errno::AGAIN) => {
+            connection.readable = false;
+            None
+        }
+        Err(errno) => {
+            connection.receiving = false;
+            connection.readable = false;
+            Some(Err(errno_of(errno)))
+        }
+    }
+}
+
+/// Gives the socket as much as it takes. Without room for a byte, the transfer waits for the edge.
+pub(super) fn continue_transfer(
+    connection: &mut Connection,
+    id: ConnId,
+    transfer: Transfer,
+    events: &mut Vec<Event<PollPlatform>>,
+) {
+    let result = loop {
+        let result = match &transfer {
+            Transfer::Send(send) => send_parts(&connection.socket, send),
+            Transfer::File(send) => send_file(&connection.socket, send),
+        };
+        match result {
+            Err(Errno(libc::EINTR)) => {}
+            Err(Errno::AGAIN) => {
+                connection.transfer = Some(transfer);
+                return;
+            }
+            result => break result,
+        }
+    };
+    events.push(sent(id, transfer, result));
+}
+
+pub(super) fn sent(conn: ConnId, transfer: Transfer, result: Result<usize, Errno>) -> Event<PollPlatform> {
+    let released = match transfer {
+        Transfer::Send(send) => Some(send),
+        Transfer::File(_) => None,
+    };
+    Event::Sent { conn, result, released }
+}
+
+fn send_parts(socket: &OwnedFd, send: &Send<PollPlatform>) -> Result<usize, Errno> {
+    let mut pieces: ArrayVec<IoSlice<'_>, SEND_PARTS_MAX> =
+        send.parts.iter().map(|part| IoSlice::new(SendPart::as_ref(part))).collect();
+    if let Some(first) = pieces.first_mut() {
+        first.advance(send.skip);
+    }
+    let more = if send.more { SendFlags::MORE } else { SendFlags::empty() };
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL | more;
+    rustix::net::sendmsg(socket, &pieces, &mut SendAncillaryBuffer::default(), flags).map_err(errno_of)
+}
+
+fn send_file(socket: &OwnedFd, send: &SendFile<PollPlatform>) -> Result<usize, Errno> {
+    let mut offset = send.position.get();
+    let file = send.file.buffered_fd()?;
+    match rustix::fs::sendfile(socket, file, Some(&mut offset), send.len) {
+        // The file ends before the range does; a caller that tried again would try forever.
+        Ok(0) if send.len > 0 => Err(Errno(libc::ENODATA)),
+        Ok(sent) => Ok(sent),
+        Err(errno) => Err(errno_of(errno)),
+    }
+}
+
+/// Blocks `SIGPIPE` on this thread; `sendfile` has no flag for it.
+pub(super) fn block_sigpipe() -> rustix::io::Result<()> {
+    let mut signals = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: [U4] initialises the set, which outlives the call.
+    let emptied = unsafe { libc::sigemptyset(signals.as_mut_ptr()) };
+    debug_assert_eq!(emptied, 0);
+    // SAFETY: [U4] the set was initialised above.
+    let added = unsafe { libc::sigaddset(signals.as_mut_ptr(), libc::SIGPIPE) };
+    debug_assert_eq!(added, 0);
+    // SAFETY: [U4] reads the initialised set and changes this thread's mask only.
+    let blocked = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, signals.as_ptr(), std::ptr::null_mut()) };
+    if blocked == 0 { Ok(()) } else { Err(rustix::io::Errno::from_raw_os_error(blocked)) }
+}
