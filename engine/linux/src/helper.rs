@@ -13,7 +13,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use rohrpost_engine_core::log::step::{Step, StepOutput};
-use rohrpost_engine_core::message::PartitionName;
 use rohrpost_engine_core::ops::Token;
 use rohrpost_engine_core::platform::Platform;
 
@@ -182,10 +181,11 @@ impl<P: LinuxPlatform> Shared<P> {
     fn run_steps(&self) {
         while let Some(StepJob { mailbox, token, partition, step }) = self.next_step() {
             let output = Box::new((self.run)(*step));
+            // Before the next step of the partition can start, so that outputs keep their order too.
+            mailbox.post(Message::StepDone(token, output));
             self.lock().busy.remove(&partition);
             // The partition's next step may have been passed over by a thread that sleeps now.
             self.steps_changed.notify_all();
-            mailbox.post(Message::StepDone(token, output));
         }
     }
 
@@ -241,14 +241,12 @@ fn partition_of<P: LinuxPlatform>(step: &Step<P>) -> String {
         | Step::OpenSegment { name, .. }
         | Step::DeleteSegments { name, .. }
         | Step::Close { name, .. }
-        | Step::DeletePartition { name } => dir_name(name),
+        | Step::DeletePartition { name } => name.to_string(),
         Step::Extend { file, .. } | Step::Seal { file, .. } => dir_name_of(file.path()),
-        Step::WriteCompanions(companions) => companions.name.as_ref().map(dir_name).unwrap_or_default(),
+        Step::WriteCompanions(companions) => {
+            companions.name.as_ref().map(ToString::to_string).unwrap_or_default()
+        }
     }
-}
-
-fn dir_name(name: &PartitionName) -> String {
-    format!("{}-{}", name.topic, name.partition)
 }
 
 fn dir_name_of(segment: &Path) -> String {
@@ -262,18 +260,20 @@ mod tests {
     use std::time::Duration;
 
     use rohrpost_engine_core::disk::{Caching, OpenMode};
+    use rohrpost_engine_core::format::names::{TopicName, TopicPartition};
     use rohrpost_engine_core::ops::Event;
+    use rohrpost_engine_core::platform::Arena;
     use rohrpost_engine_core::types::{ByteCount, Offset, Position};
 
     use super::*;
     use crate::inbox::Inbox;
     use crate::poll::PollPlatform;
 
-    fn name(partition: u32) -> PartitionName {
-        PartitionName { topic: "t".to_owned(), partition }
+    fn name(partition: i32) -> TopicPartition {
+        TopicPartition::new(TopicName::new("t").unwrap(), partition)
     }
 
-    fn step(partition: u32, offset: i64) -> Box<Step<PollPlatform>> {
+    fn step(partition: i32, offset: i64) -> Box<Step<PollPlatform>> {
         let log_start_offset = Offset::new(offset);
         Box::new(Step::DeleteSegments { name: name(partition), log_start_offset, base_offsets: Vec::new() })
     }
@@ -301,7 +301,7 @@ mod tests {
         let blocked = Mutex::new(blocked);
         let run: RunStep<PollPlatform> = Box::new(move |step| {
             if let Step::DeleteSegments { name, log_start_offset, .. } = &step
-                && name.partition == 0
+                && name.partition() == 0
                 && *log_start_offset == Offset::ZERO
             {
                 blocked.lock().unwrap().recv().unwrap();
@@ -355,9 +355,8 @@ mod tests {
                 _ => None,
             });
             let mut arena = LinuxArena::new(2);
-            slabs.for_each(|slab| rohrpost_engine_core::platform::Arena::adopt(&mut arena, slab));
-            let capacity = rohrpost_engine_core::platform::Arena::capacity(&arena);
-            assert_eq!(capacity, ByteCount::new(2 * crate::arena::SLAB_CAPACITY.get()));
+            slabs.for_each(|slab| arena.adopt(slab));
+            assert_eq!(arena.capacity(), ByteCount::new(2 * crate::arena::SLAB_CAPACITY.get()));
         }
     }
 }

@@ -96,6 +96,22 @@ impl Listener {
     }
 }
 
+impl TryFrom<std::net::TcpListener> for Listener {
+    type Error = io::Error;
+
+    /// Takes a socket that listens already, with the options it has.
+    fn try_from(listener: std::net::TcpListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        Ok(Self(listener.into()))
+    }
+}
+
+impl From<Listener> for OwnedFd {
+    fn from(listener: Listener) -> Self {
+        listener.0
+    }
+}
+
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()

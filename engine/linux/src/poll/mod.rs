@@ -67,6 +67,10 @@ impl Platform for PollPlatform {
 pub struct PollConfig {
     /// Open connections; more wait in the listener's backlog.
     pub connections_max: u32,
+    /// Bytes of one receive at most.
+    pub recv_buf_len: usize,
+    /// Receive buffers; without a free one, receiving waits.
+    pub recv_buf_count: usize,
     /// Threads for cold reads.
     pub read_threads: usize,
     /// Threads for writes and syncs.
@@ -75,7 +79,13 @@ pub struct PollConfig {
 
 impl Default for PollConfig {
     fn default() -> Self {
-        Self { connections_max: 4096, read_threads: 2, write_threads: 2 }
+        Self {
+            connections_max: 4096,
+            recv_buf_len: 32 << 10,
+            recv_buf_count: 256,
+            read_threads: 2,
+            write_threads: 2,
+        }
     }
 }
 
@@ -143,7 +153,7 @@ impl PollDriver {
             listener,
             accepting: Accepting::Watched,
             connections: Connections::new(config.connections_max),
-            recv_pool: RecvPool::default(),
+            recv_pool: RecvPool::new(config.recv_buf_len, config.recv_buf_count),
             ready: Vec::with_capacity(EVENTS_MAX),
             ready_next: Vec::with_capacity(EVENTS_MAX),
             kernel_events: Vec::with_capacity(EVENTS_MAX),
@@ -201,7 +211,7 @@ impl PollDriver {
                 self.kernel_entries += 1;
                 continue_transfer(connection, id, transfer, events);
             }
-            None => events.push(sent(id, transfer, Err(Errno::CANCELED))),
+            None => events.push(sent(id, transfer, Err(Errno::CONNRESET))),
         }
     }
 
@@ -220,7 +230,8 @@ impl PollDriver {
 
     /// Waits for the kernel; with something to do already, only looks.
     fn wait(&mut self, something: bool, deadline: Option<Nanos>) -> Result<(), PollError> {
-        let busy = something || !self.ready_next.is_empty() || self.inbox.prepare_wait();
+        let receivable = !self.ready_next.is_empty() && self.recv_pool.has_room();
+        let busy = something || receivable || self.inbox.prepare_wait();
         let deadline = match self.accepting {
             Accepting::Short { until } => Some(deadline.map_or(until, |deadline| deadline.min(until))),
             Accepting::Watched | Accepting::Full => deadline,
@@ -289,9 +300,12 @@ impl PollDriver {
             if !connection.receiving {
                 continue;
             }
-            self.kernel_entries += 1;
-            if let Some(bytes) = receive_once(connection, &self.recv_pool) {
-                events.push(Event::Received { conn: id, bytes });
+            // Without a buffer it stays listed; one is free again when the core has dropped it.
+            if let Some(buffer) = self.recv_pool.take() {
+                self.kernel_entries += 1;
+                if let Some(bytes) = receive_once(connection, buffer) {
+                    events.push(Event::Received { conn: id, bytes });
+                }
             }
             list_if_ready(connection, id, &mut self.ready_next);
         }

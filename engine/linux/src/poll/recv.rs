@@ -1,36 +1,55 @@
 //! Receive buffers: taken from a pool for one receive, back when dropped.
 //!
 //! Data is received once a connection is readable, so buffers belong to what has arrived, not to
-//! connections: ten thousand idle ones hold none. The pool allocates until it has as many as were ever
-//! in use at once.
+//! connections: ten thousand idle ones hold none. The pool allocates when it has none free, up to its
+//! limit, and keeps what it has allocated.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-/// Bytes of one receive at most.
-pub(super) const RECV_LEN: usize = 64 << 10;
+/// The buffers of one driver.
+pub(super) struct RecvPool(Rc<Home>);
 
-/// Buffers the pool keeps; more are freed as they return.
-const KEPT_MAX: usize = 256;
-
-type Buffers = Rc<RefCell<Vec<Box<[u8]>>>>;
-
-/// Buffers of [`RECV_LEN`] bytes for one driver.
-#[derive(Default)]
-pub(super) struct RecvPool(Buffers);
+struct Home {
+    free: RefCell<Vec<Box<[u8]>>>,
+    /// Buffers made so far, free or not.
+    made: Cell<usize>,
+    len: usize,
+    count_max: usize,
+}
 
 /// Received bytes; the buffer returns to its driver when dropped.
 pub struct PollRecvBuf {
     buffer: Box<[u8]>,
     len: usize,
-    home: Buffers,
+    home: Rc<Home>,
 }
 
 impl RecvPool {
-    pub(super) fn take(&self) -> PollRecvBuf {
-        let pooled = self.0.borrow_mut().pop();
-        let buffer = pooled.unwrap_or_else(|| vec![0; RECV_LEN].into_boxed_slice());
-        PollRecvBuf { buffer, len: 0, home: Rc::clone(&self.0) }
+    /// Up to `count_max` buffers of `len` bytes.
+    pub(super) fn new(len: usize, count_max: usize) -> Self {
+        let free = RefCell::new(Vec::with_capacity(count_max));
+        Self(Rc::new(Home { free, made: Cell::new(0), len, count_max }))
+    }
+
+    /// Whether [`Self::take`] would find one.
+    pub(super) fn has_room(&self) -> bool {
+        self.0.made.get() < self.0.count_max || !self.0.free.borrow().is_empty()
+    }
+
+    /// A buffer; `None` when all are in use.
+    pub(super) fn take(&self) -> Option<PollRecvBuf> {
+        let home = &self.0;
+        let pooled = home.free.borrow_mut().pop();
+        let buffer = match pooled {
+            Some(buffer) => buffer,
+            None if home.made.get() < home.count_max => {
+                home.made.set(home.made.get() + 1);
+                vec![0; home.len].into_boxed_slice()
+            }
+            None => return None,
+        };
+        Some(PollRecvBuf { buffer, len: 0, home: Rc::clone(home) })
     }
 }
 
@@ -55,9 +74,6 @@ impl AsRef<[u8]> for PollRecvBuf {
 
 impl Drop for PollRecvBuf {
     fn drop(&mut self) {
-        let mut pool = self.home.borrow_mut();
-        if pool.len() < KEPT_MAX {
-            pool.push(std::mem::take(&mut self.buffer));
-        }
+        self.home.free.borrow_mut().push(std::mem::take(&mut self.buffer));
     }
 }

@@ -10,15 +10,14 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
 use super::PollPlatform;
 use super::connections::{Connection, Transfer};
-use super::recv::{PollRecvBuf, RECV_LEN, RecvPool};
+use super::recv::PollRecvBuf;
 use crate::file::errno_of;
 
-/// One receive; `None` when there was nothing.
+/// One receive into `buffer`; `None` when there was nothing.
 pub(super) fn receive_once(
     connection: &mut Connection,
-    pool: &RecvPool,
+    mut buffer: PollRecvBuf,
 ) -> Option<Result<PollRecvBuf, Errno>> {
-    let mut buffer = pool.take();
     let received = rustix::net::recv(&connection.socket, buffer.space(), RecvFlags::DONTWAIT);
     match received {
         Ok((len, _)) => {
@@ -26,7 +25,7 @@ pub(super) fn receive_once(
             if len == 0 {
                 connection.receiving = false;
                 connection.readable = false;
-            } else if len < RECV_LEN && !connection.ended {
+            } else if len < buffer.space().len() && !connection.ended {
                 // A short receive has emptied the socket; the next bytes raise a new edge.
                 connection.readable = false;
             }
@@ -91,12 +90,7 @@ fn send_parts(socket: &OwnedFd, send: &Send<PollPlatform>) -> Result<usize, Errn
 fn send_file(socket: &OwnedFd, send: &SendFile<PollPlatform>) -> Result<usize, Errno> {
     let mut offset = send.position.get();
     let file = send.file.buffered_fd()?;
-    match rustix::fs::sendfile(socket, file, Some(&mut offset), send.len) {
-        // The file ends before the range does; a caller that tried again would try forever.
-        Ok(0) if send.len > 0 => Err(Errno(libc::ENODATA)),
-        Ok(sent) => Ok(sent),
-        Err(errno) => Err(errno_of(errno)),
-    }
+    rustix::fs::sendfile(socket, file, Some(&mut offset), send.len).map_err(errno_of)
 }
 
 /// Blocks `SIGPIPE` on this thread; `sendfile` has no flag for it.
