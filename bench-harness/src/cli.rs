@@ -233,6 +233,7 @@ fn options(args: &RunArgs) -> Result<RunOptions> {
     Ok(RunOptions {
         workloads,
         paths,
+        paths_named: !args.paths.is_empty(),
         rounds,
         seconds: args.seconds,
         segments: args.segments.clone(),

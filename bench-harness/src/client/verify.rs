@@ -85,7 +85,8 @@ fn check_answer(wire: &mut Wire, log: &ServedLog, offset: i64, len_max: u32) -> 
         return Err(format!("offset {offset}: {} bytes, expected {}", body.len(), expected.len));
     }
     compare(log, &expected, &body).map_err(|why| format!("offset {offset}: {why}"))?;
-    check_crcs(&body).map_err(|why| format!("offset {offset}: {why}"))
+    check_crcs(&body, &mut 0).map_err(|why| format!("offset {offset}: {why}"))?;
+    Ok(())
 }
 
 /// Compares with the files; a body may go on in the next segment.
@@ -115,8 +116,9 @@ fn compare(log: &ServedLog, from: &BodyRange, body: &[u8]) -> Result<(), String>
     Ok(())
 }
 
-/// Every whole batch of the body has the CRC its header names.
-fn check_crcs(body: &[u8]) -> Result<(), String> {
+/// Every whole batch of the body has the CRC its header names. Returns where the last one ends, and leaves the
+/// offset after it in `next_offset`.
+pub(crate) fn check_crcs(body: &[u8], next_offset: &mut i64) -> Result<usize, String> {
     let mut at = 0;
     while let Ok(header) = BatchHeader::peek(&body[at..]) {
         let end = at + header.batch_len().as_usize();
@@ -124,9 +126,10 @@ fn check_crcs(body: &[u8]) -> Result<(), String> {
             break;
         }
         validate(&body[at..end], BATCH_LEN_MAX_STORABLE).map_err(|e| format!("batch at byte {at}: {e}"))?;
+        *next_offset = header.next_offset().get();
         at = end;
     }
-    Ok(())
+    Ok(at)
 }
 
 /// A blocking connection that speaks the harness's format.

@@ -262,7 +262,7 @@ fn load_index(log: &Path, base_offset: Offset, file_len: u64) -> Option<OffsetIn
     (!index.is_empty()).then_some(index)
 }
 
-fn index_builder(base_offset: Offset) -> IndexBuilder {
+pub(crate) fn index_builder(base_offset: Offset) -> IndexBuilder {
     let offsets = OffsetIndex::new(base_offset, entries_in(INDEX_LEN_MAX_DEFAULT, OFFSET_ENTRY_LEN));
     let times = TimeIndex::new(base_offset, entries_in(INDEX_LEN_MAX_DEFAULT, TIME_ENTRY_LEN));
     IndexBuilder::new(offsets, times, INDEX_INTERVAL_DEFAULT)

@@ -38,6 +38,8 @@ pub struct RunOptions {
     pub workloads: Vec<Workload>,
     /// Paths; each workload takes those that can run it.
     pub paths: Vec<&'static Path>,
+    /// Whether the paths were asked for by name: then each that a workload cannot use is reported.
+    pub paths_named: bool,
     /// Rounds per cell.
     pub rounds: usize,
     /// Window length instead of the workload's own.
@@ -230,6 +232,9 @@ impl Runner<'_> {
         };
         let mut paths = Vec::new();
         for path in &self.options.paths {
+            if !self.options.paths_named && path.is_of_other_kind(workload) {
+                continue;
+            }
             if let Some(reason) = path.unfit_for(workload) {
                 skip(Some(path.name), reason, file)?;
                 continue;

@@ -1,12 +1,25 @@
 //! Verification before timing: a fetch path must return the log's own bytes; an append path must leave files
 //! that hold, CRC-checked and in order, everything it acknowledged.
 
-use crate::client::verify::verify_fetch;
-use crate::error::Result;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rohrpost_engine_core::format::batch::{BATCH_LEN_MAX_STORABLE, BatchHeader, validate};
+
+use crate::client::verify::{Wire, check_crcs, verify_fetch};
+use crate::corpus::ServedLog;
+use crate::error::{BenchError, Result};
 use crate::method::Env;
 use crate::method::window::{Cell, Server, client_config};
 use crate::paths::Role;
 use crate::workload::Kind;
+
+/// How long an append path runs before its files are read.
+const APPEND_TIME: Duration = Duration::from_millis(200);
+/// How much a tail reader reads before the files are compared.
+const TAIL_LEN: usize = 8 << 20;
+/// How long it may take to.
+const TAIL_TIME: Duration = Duration::from_secs(10);
 
 /// Starts the path, checks it, ends it.
 pub(super) fn verify(env: &Env, cell: &Cell<'_>) -> Result<()> {
@@ -14,12 +27,101 @@ pub(super) fn verify(env: &Env, cell: &Cell<'_>) -> Result<()> {
         // Its bytes are constants by design; the report says so.
         return Ok(());
     }
-    let server = Server::start(env, cell)?;
-    if cell.workload.kind == Kind::Fetch
-        && let Some(log) = cell.log
-    {
-        let config = client_config(env, cell, server.ready.port, 0);
-        verify_fetch(cell.path.name, log, &config)?;
+    let mut server = Server::start(env, cell)?;
+    match cell.workload.kind {
+        Kind::Fetch => {
+            if let Some(log) = cell.log {
+                let config = client_config(env, cell, server.ready.port, 0);
+                verify_fetch(cell.path.name, log, &config)?;
+            }
+        }
+        Kind::Append => {
+            std::thread::sleep(APPEND_TIME);
+            check_files(cell, &mut server, None)?;
+        }
+        Kind::Tail => {
+            let read = read_tail(cell, server.ready.port)?;
+            check_files(cell, &mut server, Some(&read))?;
+        }
     }
     server.finish()
+}
+
+fn fail(cell: &Cell<'_>, why: impl ToString) -> BenchError {
+    BenchError::Verify { path: cell.path.name.to_string(), why: why.to_string() }
+}
+
+/// Reads from offset 0 on, whole batches, as a tail reader does.
+fn read_tail(cell: &Cell<'_>, port: u16) -> Result<Vec<u8>> {
+    let max_bytes = cell.workload.tail.as_ref().map_or(1 << 20, |tail| tail.max_bytes);
+    let mut wire = Wire::connect(port).map_err(|e| fail(cell, e))?.with_wait(500);
+    let (mut read, mut next_offset) = (Vec::new(), 0);
+    let start = Instant::now();
+    while read.len() < TAIL_LEN {
+        if start.elapsed() > TAIL_TIME {
+            return Err(fail(cell, format!("{} bytes at the tail within {TAIL_TIME:?}", read.len())));
+        }
+        wire.request(next_offset, max_bytes).map_err(|e| fail(cell, e))?;
+        let (response, body) = wire.answer().map_err(|e| fail(cell, e))?;
+        if response.status != crate::wire::Status::Ok {
+            return Err(fail(cell, format!("offset {next_offset} at the tail: {:?}", response.status)));
+        }
+        let whole = check_crcs(&body, &mut next_offset).map_err(|why| fail(cell, why))?;
+        read.extend_from_slice(&body[..whole]);
+    }
+    Ok(read)
+}
+
+/// Stops the producer and reads its files: whole batches, CRC-checked, offsets without gaps, at least as much as
+/// was acknowledged, and first of all the bytes that a tail reader got.
+fn check_files(cell: &Cell<'_>, server: &mut Server, read: Option<&[u8]>) -> Result<()> {
+    let mark = server.stop()?;
+    let acked = mark.produced.map_or(0, |produced| produced.acks.bytes);
+    if acked == 0 {
+        return Err(fail(cell, "acknowledged nothing"));
+    }
+    let partitions = cell.workload.append.as_ref().map_or(0, |append| append.partitions);
+    let mut found = 0;
+    for partition in 0..partitions {
+        let dir = server.scratch().join(format!("bench-{partition}"));
+        found += check_partition(&dir, read.filter(|_| partition == 0)).map_err(|why| fail(cell, why))?;
+    }
+    if found < acked {
+        return Err(fail(cell, format!("acknowledged {acked} bytes, the files hold {found}")));
+    }
+    Ok(())
+}
+
+/// Returns the bytes of valid batches.
+fn check_partition(dir: &Path, read: Option<&[u8]>) -> Result<u64, String> {
+    let log = ServedLog::open(dir).map_err(|e| e.to_string())?;
+    let (mut next_offset, mut at) = (0, 0);
+    for segment in 0..log.segment_count() {
+        let mut bytes = vec![0; log.segment_len(segment) as usize];
+        log.read_exact(&mut bytes, segment, 0).map_err(|e| e.to_string())?;
+        if let Some(read) = read {
+            let len = bytes.len().min(read.len().saturating_sub(at));
+            if read[at.min(read.len())..][..len] != bytes[..len] {
+                return Err(format!(
+                    "a tail reader got other bytes than {} holds",
+                    log.path(segment).display()
+                ));
+            }
+            at += len;
+        }
+        let mut position = 0;
+        while position < bytes.len() {
+            let here = || format!("{} at {position}", log.path(segment).display());
+            let header = BatchHeader::peek(&bytes[position..]).map_err(|e| format!("{}: {e}", here()))?;
+            let end = position + header.batch_len().as_usize();
+            validate(&bytes[position..end], BATCH_LEN_MAX_STORABLE)
+                .map_err(|e| format!("{}: {e}", here()))?;
+            if header.base_offset().get() != next_offset {
+                return Err(format!("{}: offset {}, expected {next_offset}", here(), header.base_offset()));
+            }
+            next_offset = header.next_offset().get();
+            position = end;
+        }
+    }
+    Ok(log.len())
 }

@@ -13,6 +13,8 @@ mod read_write;
 mod send_epoll;
 mod sendfile_epoll;
 mod skeleton;
+mod write_fdatasync;
+mod write_group;
 
 /// What a path is there for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +107,28 @@ pub static PATHS: &[Path] = &[
         ..NONE
     },
     Path {
+        name: "write_fdatasync",
+        about: "write, fdatasync, acknowledge: one thread",
+        append: true,
+        serve: write_fdatasync::serve,
+        ..NONE
+    },
+    Path {
+        name: "write_fdatasync_8",
+        about: "write, fdatasync, acknowledge: eight threads",
+        append: true,
+        serve: write_fdatasync::serve_8,
+        ..NONE
+    },
+    Path {
+        name: "write_group_fdatasync",
+        about: "buffered writes, one fdatasync per group on a thread per partition; tail readers by sendfile",
+        append: true,
+        tail: true,
+        serve: write_group::serve,
+        ..NONE
+    },
+    Path {
         name: "skeleton",
         about: "the file to copy for a new path: pread and send, without any trick",
         fetch: true,
@@ -128,6 +152,15 @@ pub fn find(name: &str) -> Result<&'static Path> {
 }
 
 impl Path {
+    /// Whether the path has nothing to do with this kind of workload.
+    pub fn is_of_other_kind(&self, workload: &Workload) -> bool {
+        !match workload.kind {
+            Kind::Fetch => self.fetch,
+            Kind::Append => self.append,
+            Kind::Tail => self.tail,
+        }
+    }
+
     /// Why this path cannot run that workload, if it cannot.
     pub fn unfit_for(&self, workload: &Workload) -> Option<&'static str> {
         let (able, why) = match workload.kind {
@@ -154,7 +187,7 @@ mod tests {
             assert!(path.fetch || path.append || path.tail, "{} can do nothing", path.name);
             assert!(path.fetch || !path.cold, "{} is cold without fetch", path.name);
         }
-        for workload in Workload::all().iter().filter(|w| w.kind == Kind::Fetch) {
+        for workload in &Workload::all() {
             let fits = |path: &&Path| path.role == Role::Baseline && path.unfit_for(workload).is_none();
             assert!(PATHS.iter().any(|path| fits(&path)), "{} has no baseline", workload.name);
         }

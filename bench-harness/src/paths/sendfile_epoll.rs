@@ -8,19 +8,19 @@ use std::os::fd::BorrowedFd;
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 
-use crate::corpus::ServedLog;
 use crate::error::{BenchError, Result};
 use crate::server::epoll::{Delivery, EpollServer, Progress, Transfer, send_header};
+use crate::server::source::Source;
 use crate::server::{ServerContext, Stats};
 
-struct Sendfile;
+pub(super) struct Sendfile;
 
-impl Delivery for Sendfile {
+impl<L: Source> Delivery<L> for Sendfile {
     fn advance(
         &mut self,
         socket: BorrowedFd<'_>,
         transfer: &mut Transfer,
-        log: &ServedLog,
+        log: &L,
         stats: &Stats,
     ) -> io::Result<Progress> {
         if !send_header(socket, transfer, SendFlags::MORE, stats)? {
@@ -37,7 +37,7 @@ impl Delivery for Sendfile {
 pub(super) fn send_file_rest(
     socket: BorrowedFd<'_>,
     transfer: &mut Transfer,
-    log: &ServedLog,
+    log: &impl Source,
     stats: &Stats,
 ) -> io::Result<Progress> {
     while !transfer.is_done() {

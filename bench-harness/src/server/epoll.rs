@@ -14,15 +14,19 @@ use rustix::buffer::spare_capacity;
 use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv};
+use rustix::time::Timespec;
 
 use crate::corpus::{BodyRange, ResolveError, ServedLog};
 use crate::error::{BenchError, Result};
 use crate::server::Stats;
+use crate::server::source::Source;
+use crate::sys;
 use crate::wire::{HEADER_LEN, Opcode, PIPELINE_COUNT_MAX, Request, Response, Status};
 
 /// Epoll data of the listener and of a delivery's wake-up descriptor; connections are numbered from 0.
 const LISTENER: u64 = u64::MAX;
 const WAKE: u64 = u64::MAX - 1;
+const SOURCE: u64 = u64::MAX - 2;
 /// Bytes received at once: 32 requests.
 const RECV_LEN: usize = 32 * HEADER_LEN;
 
@@ -63,12 +67,12 @@ impl Transfer {
 }
 
 /// Moves one response onto its socket.
-pub trait Delivery {
+pub trait Delivery<L = ServedLog> {
     /// Called once per transfer, before the first `advance`.
     ///
     /// # Errors
     /// The connection is answered with a storage error.
-    fn begin(&mut self, _transfer: &Transfer, _log: &ServedLog) -> io::Result<()> {
+    fn begin(&mut self, _transfer: &Transfer, _log: &L) -> io::Result<()> {
         Ok(())
     }
 
@@ -80,7 +84,7 @@ pub trait Delivery {
         &mut self,
         socket: BorrowedFd<'_>,
         transfer: &mut Transfer,
-        log: &ServedLog,
+        log: &L,
         stats: &Stats,
     ) -> io::Result<Progress>;
 
@@ -103,24 +107,27 @@ struct Connection {
     current: Option<Transfer>,
     waiting: bool,
     closing: bool,
+    /// A fetch at the end of the log, and when its wait is over.
+    parked: Option<(Request, u64)>,
 }
 
 /// The loop.
-pub struct EpollServer<D: Delivery> {
+pub struct EpollServer<D, L = ServedLog> {
     epoll: rustix::fd::OwnedFd,
     listener: TcpListener,
     connections: Vec<Option<Connection>>,
-    log: ServedLog,
+    log: L,
     delivery: D,
     stats: Arc<Stats>,
+    parked_count: usize,
 }
 
-impl<D: Delivery> EpollServer<D> {
+impl<D: Delivery<L>, L: Source> EpollServer<D, L> {
     /// A server ready to run.
     ///
     /// # Errors
     /// `System` with the failing call.
-    pub fn new(listener: TcpListener, log: ServedLog, delivery: D, stats: Arc<Stats>) -> Result<Self> {
+    pub fn new(listener: TcpListener, log: L, delivery: D, stats: Arc<Stats>) -> Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(BenchError::system("epoll_create"))?;
         epoll::add(&epoll, &listener, epoll::EventData::new_u64(LISTENER), epoll::EventFlags::IN)
             .map_err(BenchError::system("epoll_ctl"))?;
@@ -128,7 +135,11 @@ impl<D: Delivery> EpollServer<D> {
             epoll::add(&epoll, fd, epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)
                 .map_err(BenchError::system("epoll_ctl"))?;
         }
-        Ok(Self { epoll, listener, connections: Vec::new(), log, delivery, stats })
+        if let Some(fd) = log.wake_fd() {
+            epoll::add(&epoll, fd, epoll::EventData::new_u64(SOURCE), epoll::EventFlags::IN)
+                .map_err(BenchError::system("epoll_ctl"))?;
+        }
+        Ok(Self { epoll, listener, connections: Vec::new(), log, delivery, stats, parked_count: 0 })
     }
 
     /// Serves until the process ends.
@@ -139,8 +150,12 @@ impl<D: Delivery> EpollServer<D> {
         let mut events = Vec::with_capacity(256);
         let mut woken = Vec::with_capacity(256);
         loop {
+            if self.log.turn()? {
+                self.unpark(false);
+            }
             events.clear();
-            match epoll::wait(&self.epoll, spare_capacity(&mut events), None) {
+            let timeout = self.parked_timeout();
+            match epoll::wait(&self.epoll, spare_capacity(&mut events), timeout.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(BenchError::system("epoll_wait")(error)),
             }
@@ -148,6 +163,8 @@ impl<D: Delivery> EpollServer<D> {
             for event in &events {
                 match event.data.u64() {
                     LISTENER => self.accept()?,
+                    // Its next turn takes note.
+                    SOURCE => {}
                     WAKE => {
                         self.stats.entered(1);
                         self.delivery.drain_woken(&mut woken);
@@ -157,6 +174,33 @@ impl<D: Delivery> EpollServer<D> {
                     }
                     conn => self.turn(conn as usize, false, event.flags),
                 }
+            }
+            if timeout.is_some() {
+                self.unpark(true);
+            }
+        }
+    }
+
+    /// Until the first parked fetch must be answered; `None` without one.
+    fn parked_timeout(&self) -> Option<Timespec> {
+        if self.parked_count == 0 {
+            return None;
+        }
+        let deadlines = self.connections.iter().flatten().filter_map(|connection| connection.parked);
+        let wait = deadlines.map(|(_, deadline)| deadline).min()?.saturating_sub(sys::now_ns());
+        Some(Timespec { tv_sec: (wait / 1_000_000_000) as i64, tv_nsec: (wait % 1_000_000_000) as i64 })
+    }
+
+    /// Goes on with parked fetches: all of them, or those whose wait is over.
+    fn unpark(&mut self, expired_only: bool) {
+        if self.parked_count == 0 {
+            return;
+        }
+        let now = sys::now_ns();
+        for conn in 0..self.connections.len() {
+            let parked = self.connections[conn].as_ref().and_then(|connection| connection.parked);
+            if parked.is_some_and(|(_, deadline)| !expired_only || deadline <= now) {
+                self.turn(conn, true, epoll::EventFlags::empty());
             }
         }
     }
@@ -181,6 +225,7 @@ impl<D: Delivery> EpollServer<D> {
                 current: None,
                 waiting: false,
                 closing: false,
+                parked: None,
             };
             match free {
                 Some(at) => self.connections[at] = Some(connection),
@@ -203,7 +248,9 @@ impl<D: Delivery> EpollServer<D> {
         {
             self.connections[conn] = Some(connection);
         } else {
+            self.parked_count -= usize::from(connection.parked.is_some());
             self.delivery.closed(conn);
+            self.log.closed(conn);
         }
     }
 
@@ -211,7 +258,17 @@ impl<D: Delivery> EpollServer<D> {
     fn answer(&mut self, conn: usize, connection: &mut Connection) -> bool {
         while !connection.waiting {
             if connection.current.is_none() {
-                let Some(request) = connection.pending.pop_front() else { break };
+                let parked = connection.parked.take();
+                self.parked_count -= usize::from(parked.is_some());
+                let next = parked.or_else(|| connection.pending.pop_front().map(|request| (request, 0)));
+                let Some((request, deadline)) = next else { break };
+                let now_or_later = self.park(&request, deadline);
+                if now_or_later > 0 {
+                    connection.parked = Some((request, now_or_later));
+                    self.parked_count += 1;
+                    connection.waiting = true;
+                    break;
+                }
                 connection.current = Some(self.begin(conn, &request));
             }
             let Some(transfer) = &mut connection.current else { break };
@@ -237,6 +294,18 @@ impl<D: Delivery> EpollServer<D> {
         !(connection.closing && connection.current.is_none() && connection.pending.is_empty())
     }
 
+    /// Until when a fetch has to wait for more of the log; 0 if it can be answered. `deadline` is 0 for a
+    /// fetch that has not waited yet.
+    fn park(&self, request: &Request, deadline: u64) -> u64 {
+        let at_end = request.opcode == Opcode::Fetch && request.offset == self.log.high_watermark();
+        if !at_end || request.max_wait_ms == 0 {
+            return 0;
+        }
+        let now = sys::now_ns();
+        let until = if deadline > 0 { deadline } else { now + u64::from(request.max_wait_ms) * 1_000_000 };
+        if until > now { until } else { 0 }
+    }
+
     fn begin(&mut self, conn: usize, request: &Request) -> Transfer {
         let empty = |response: Response| Transfer {
             conn,
@@ -253,6 +322,7 @@ impl<D: Delivery> EpollServer<D> {
         if request.partition != 0 {
             return empty(Response::refused(request, Status::UnknownPartition));
         }
+        self.log.fetched(conn, request);
         let body = match self.log.resolve(request.offset, request.max_bytes as usize) {
             Ok(body) => body,
             Err(ResolveError::OutOfRange) => {

@@ -4,8 +4,10 @@
 //! a [`Mark`] of the counters so far, and the end of stdin ends the process. The control thread is idle
 //! inside a window.
 
+pub mod append_log;
 pub mod epoll;
 pub mod produce;
+pub mod source;
 
 use std::net::TcpListener;
 use std::path::PathBuf;

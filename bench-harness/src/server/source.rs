@@ -1,0 +1,55 @@
+//! The log as the epoll loop sees it: a finished corpus or one that grows.
+
+use std::os::fd::BorrowedFd;
+
+use crate::corpus::{BodyRange, ResolveError, ServedLog};
+use crate::error::Result;
+use crate::wire::Request;
+
+/// Where fetches are answered from.
+pub trait Source {
+    /// The body of a fetch; empty at the high watermark.
+    ///
+    /// # Errors
+    /// See [`ResolveError`].
+    fn resolve(&self, offset: i64, len_max: usize) -> Result<BodyRange, ResolveError>;
+
+    /// First offset that may not be read yet.
+    fn high_watermark(&self) -> i64;
+
+    /// A segment's file, for sending from the page cache.
+    fn file(&self, segment: usize) -> BorrowedFd<'_>;
+
+    /// A fetch has arrived: everything before its offset has been read by this connection.
+    fn fetched(&mut self, _conn: usize, _request: &Request) {}
+
+    /// The connection is gone.
+    fn closed(&mut self, _conn: usize) {}
+
+    /// A descriptor that becomes readable when `turn` has something to do.
+    fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Called after every batch of events. Returns whether the high watermark has moved.
+    ///
+    /// # Errors
+    /// Whatever ends the server.
+    fn turn(&mut self) -> Result<bool> {
+        Ok(false)
+    }
+}
+
+impl Source for ServedLog {
+    fn resolve(&self, offset: i64, len_max: usize) -> Result<BodyRange, ResolveError> {
+        ServedLog::resolve(self, offset, len_max)
+    }
+
+    fn high_watermark(&self) -> i64 {
+        ServedLog::high_watermark(self)
+    }
+
+    fn file(&self, segment: usize) -> BorrowedFd<'_> {
+        ServedLog::file(self, segment)
+    }
+}
