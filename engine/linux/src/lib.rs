@@ -13,6 +13,7 @@ pub mod inbox;
 pub mod memory;
 pub mod net;
 pub mod poll;
+pub mod probe;
 pub mod residency;
 pub mod stats;
 #[cfg(test)]
