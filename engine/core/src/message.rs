@@ -53,6 +53,8 @@ pub enum Request {
     Delete(PartitionId),
     /// Make everything appended durable, close every partition cleanly, end the shard.
     Shutdown,
+    /// End the shard at once, closing nothing: what was acknowledged is safe, the next start recovers.
+    Abandon,
 }
 
 /// Where a log begins and ends.

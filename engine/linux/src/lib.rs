@@ -6,6 +6,7 @@
 //! [`file`], [`disk`], [`inbox`], [`helper`], [`net`], [`poll`].
 
 pub mod arena;
+pub mod cpu;
 pub mod disk;
 pub mod file;
 pub mod helper;
@@ -19,3 +20,13 @@ pub mod stats;
 #[cfg(test)]
 mod testing;
 pub mod uring;
+
+/// Sixteen random bytes from the kernel, for the ids of new topics.
+///
+/// # Errors
+/// The kernel's; only very early at boot.
+pub fn random_seed() -> std::io::Result<[u8; 16]> {
+    let mut seed = [0; 16];
+    let len = rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())?;
+    if len == seed.len() { Ok(seed) } else { Err(std::io::ErrorKind::UnexpectedEof.into()) }
+}

@@ -37,6 +37,8 @@ pub(crate) struct SegmentContext<'a, D: Disk> {
     pub(crate) base_offset: Offset,
     /// Base offset of the segment behind it; `None` for the last.
     pub(crate) next_base: Option<Offset>,
+    /// Whether the directory must not be changed: files are opened for reading, and no lock is taken.
+    pub(crate) read_only: bool,
 }
 
 /// How the batches of a segment end.
@@ -95,6 +97,10 @@ impl<D: Disk> SegmentContext<'_, D> {
 
     /// Opens the segment for writing and takes its lock through this very description.
     pub(crate) fn open_locked(&self) -> Result<D::File, PartitionError> {
+        if self.read_only {
+            let path = self.path(SegmentFileKind::Log);
+            return open_log(self.disk, &path, OpenMode::Read, self.config.write_mode.caching());
+        }
         let file = open_log(
             self.disk,
             &self.path(SegmentFileKind::Log),
@@ -241,7 +247,9 @@ impl<D: Disk> SegmentContext<'_, D> {
         let side = self.read_side_file()?;
         let source = around_cache.as_ref().unwrap_or(&file);
         let mut found = self.scan_file(source, side.as_ref())?;
-        self.disk.sync(&file)?;
+        if !self.read_only {
+            self.disk.sync(&file)?;
+        }
         let stays_open = self.next_base.is_none() || found.ending != Ending::Whole;
         found.file = stays_open.then_some(file);
         Ok(found)

@@ -105,7 +105,8 @@ pub struct LogDir<D: Disk> {
     was_clean: bool,
     notes: Vec<String>,
     state: Mutex<State>,
-    _lock: D::File,
+    /// `None` where nothing may be changed.
+    lock: Option<D::File>,
 }
 
 impl<D: Disk> LogDir<D> {
@@ -136,7 +137,38 @@ impl<D: Disk> LogDir<D> {
             state.clean = live.into_iter().collect();
         }
         let root = root.to_owned();
-        Ok(Arc::new(Self { disk, root, options, was_clean, notes, state: Mutex::new(state), _lock: lock }))
+        Ok(Arc::new(Self {
+            disk,
+            root,
+            options,
+            was_clean,
+            notes,
+            state: Mutex::new(state),
+            lock: Some(lock),
+        }))
+    }
+
+    /// Opens a log directory to serve what is there: takes no lock and changes nothing, not even what a
+    /// crash has left. Another process may write to it meanwhile; what it appends is not seen.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open_read_only(disk: D, root: &Path) -> Result<Arc<Self>, OpenError> {
+        let mut notes = Vec::new();
+        read_meta_properties(&disk, root, &mut notes)?;
+        let mut state = State::default();
+        for table in Table::ALL {
+            state.tables[table as usize] = read_table(&disk, root, table, &mut notes)?;
+        }
+        let entries = disk.list(root)?;
+        let was_clean = entries.iter().any(|entry| entry.name == names::CLEAN_SHUTDOWN);
+        let (root, options) = (root.to_owned(), LogDirOptions::default());
+        Ok(Arc::new(Self { disk, root, options, was_clean, notes, state: Mutex::new(state), lock: None }))
+    }
+
+    /// Whether nothing may be changed.
+    pub fn is_read_only(&self) -> bool {
+        self.lock.is_none()
     }
 
     /// The directory.

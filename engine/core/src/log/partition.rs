@@ -163,13 +163,12 @@ impl<P: Platform> Partition<P> {
     pub(crate) fn open(&mut self, opened: OpenedLog<P>, memory: &mut Memory<P>) {
         let count = opened.segments.len();
         assert!(count > 0, "recovery leaves an active segment");
-        self.segments = opened
-            .segments
-            .into_iter()
-            .enumerate()
-            .map(|(index, segment)| Segment::opened(memory.new_uid(), segment, index + 1 == count))
-            .collect();
         self.topic_id = opened.topic_id;
+        for (index, segment) in opened.segments.into_iter().enumerate() {
+            let identity = self.identity(segment.base_offset);
+            let segment = Segment::opened(memory.new_uid(), segment, identity, index + 1 == count);
+            self.segments.push_back(segment);
+        }
         self.log_start_offset = opened.log_start_offset;
         self.leader_epoch = opened.leader_epoch;
         let active = self.active();
@@ -284,13 +283,13 @@ impl<P: Platform> Partition<P> {
         outcomes.extend(self.waiting.drain(..).map(|append| (append.origin, Err(error.clone()))));
     }
 
+    fn identity(&self, base_offset: Offset) -> SegmentIdentity {
+        SegmentIdentity { topic_id: self.topic_id, partition: self.name.partition(), base_offset }
+    }
+
     /// Starts a new active segment at the log's end. The old one is sealed when all of it is written.
     pub(crate) fn roll(&mut self, memory: &mut Memory<P>, now: crate::types::Timestamp) {
-        let identity = SegmentIdentity {
-            topic_id: self.topic_id,
-            partition: self.name.partition(),
-            base_offset: self.log_end_offset(),
-        };
+        let identity = self.identity(self.log_end_offset());
         let segment = Segment::create(memory.new_uid(), identity, &self.config, now);
         self.active_mut().state = SegmentState::Full;
         self.segments.push_back(segment);

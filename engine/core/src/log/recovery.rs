@@ -36,6 +36,10 @@ where
     P::Disk: Disk<File = P::File>,
 {
     config.validate()?;
+    if log_dir.is_read_only() {
+        let dir = log_dir.partition_dir(name);
+        return Opening { log_dir, tp: name, dir, config, clean: log_dir.was_clean() }.run_read_only();
+    }
     let clean = log_dir.mark_open(name)?;
     let opened = Opening { log_dir, tp: name, dir: log_dir.partition_dir(name), config, clean }.run();
     let untouched = !matches!(opened, Ok(_) | Err(PartitionError::Disk(_)));
@@ -101,6 +105,31 @@ impl<D: Disk> Opening<'_, D> {
             leader_epoch,
             recovery: report,
         };
+        Ok(Box::new(opened))
+    }
+
+    /// As [`Self::run`], for a directory that must not be changed: what would be cut or removed is left out
+    /// of what is served, and stays where it is.
+    fn run_read_only<P>(self) -> Result<Box<OpenedLog<P>>, PartitionError>
+    where
+        P: Platform<Disk = D, File = D::File>,
+    {
+        let disk = self.log_dir.disk();
+        let mut report = RecoveryReport { clean: self.clean, ..RecoveryReport::default() };
+        let inventory = Inventory::read(disk, &self.dir)?;
+        let topic_id = read_topic_id(disk, &self.dir)?.unwrap_or(TopicId::ZERO);
+        let mut epochs = Epochs::read(disk, &self.dir, &mut report.notes)?;
+        let plan = self.plan(&inventory, topic_id, &mut report)?;
+        if plan.segments.is_empty() {
+            let (path, reason) = (self.dir.clone(), "it holds no segment to serve".to_owned());
+            return Err(PartitionError::Unusable { path, reason });
+        }
+        let (log_start_offset, end) = (plan.log_start_offset, plan.log_end_offset);
+        let segments = self.hand_over::<P>(plan)?;
+        let leader_epoch = epochs.current(end);
+        let recovery = report;
+        let opened =
+            OpenedLog { segments, read_only: true, topic_id, log_start_offset, leader_epoch, recovery };
         Ok(Box::new(opened))
     }
 
@@ -194,6 +223,7 @@ impl<D: Disk> Opening<'_, D> {
             topic_id,
             base_offset,
             next_base,
+            read_only: self.log_dir.is_read_only(),
         };
         let durable = next_base.is_some_and(|next_base| next_base <= recovery_point);
         if self.clean || durable {
@@ -286,14 +316,31 @@ impl<D: Disk> Opening<'_, D> {
         P: Platform<Disk = D, File = D::File>,
     {
         let disk = self.log_dir.disk();
-        let mut segments = Vec::with_capacity(plan.segments.len().max(1));
         let active = plan.segments.len().wrapping_sub(1);
-        for (i, (found, verdict)) in plan.segments.into_iter().enumerate() {
-            if verdict == Verdict::End {
-                let torn = torn_len(disk, &found)?;
+        for (i, (found, verdict)) in plan.segments.iter().enumerate() {
+            if *verdict == Verdict::End {
+                let torn = torn_len(disk, found)?;
                 report.truncated = ByteCount::new(report.truncated.get() + torn);
             }
-            repair_segment(disk, &self.dir, &found, i == active)?;
+            repair_segment(disk, &self.dir, found, i == active)?;
+        }
+        let base_offset = plan.log_start_offset;
+        let mut segments = self.hand_over::<P>(plan)?;
+        if segments.is_empty() {
+            let (log_dir, dir) = (self.log_dir, &self.dir);
+            segments.push(create_first_segment(log_dir, dir, self.tp, topic_id, self.config, base_offset)?);
+        }
+        Ok(segments)
+    }
+
+    /// The segments as the shard takes them over; the last one stays open.
+    fn hand_over<P>(&self, plan: Plan<D>) -> Result<Vec<OpenedSegment<P>>, PartitionError>
+    where
+        P: Platform<Disk = D, File = D::File>,
+    {
+        let active = plan.segments.len().wrapping_sub(1);
+        let mut segments = Vec::with_capacity(plan.segments.len().max(1));
+        for (i, (found, _)) in plan.segments.into_iter().enumerate() {
             let path = segment_path(&self.dir, found.base_offset, SegmentFileKind::Log);
             segments.push(OpenedSegment {
                 base_offset: found.base_offset,
@@ -304,15 +351,10 @@ impl<D: Disk> Opening<'_, D> {
                 index: found.index,
                 max_timestamp: found.max_timestamp,
                 first_timestamp: found.first_timestamp,
-                modified: disk.modified(&path)?,
+                modified: self.log_dir.disk().modified(&path)?,
                 chain: found.chain.filter(|_| i == active).map(|chain| chain.builder),
                 companions_len: found.companions_len,
             });
-        }
-        if segments.is_empty() {
-            let base_offset = plan.log_start_offset;
-            let (log_dir, dir) = (self.log_dir, &self.dir);
-            segments.push(create_first_segment(log_dir, dir, self.tp, topic_id, self.config, base_offset)?);
         }
         Ok(segments)
     }

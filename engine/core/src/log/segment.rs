@@ -6,14 +6,11 @@
 use crate::cache::SegmentUid;
 use crate::format::batch::BatchHeader;
 use crate::format::index_build::IndexBuilder;
-use crate::format::side_file::{SegmentIdentity, SideFileBuilder};
+use crate::format::side_file::{SIDE_INTERVAL_DEFAULT, SegmentIdentity, SideFileBuilder};
 use crate::log::LogConfig;
 use crate::log::step::{CompanionsLen, OpenedSegment};
-use crate::platform::Platform;
+use crate::platform::{DIRECT_IO_ALIGN, Platform};
 use crate::types::{ByteCount, Offset, Position, Timestamp};
-
-/// A side file record covers so many bytes, batches being whole.
-pub(crate) const CHAIN_INTERVAL: ByteCount = ByteCount::mib(4);
 
 /// The descriptor of a segment.
 pub(crate) enum SegmentFile<P: Platform> {
@@ -84,7 +81,7 @@ impl<P: Platform> Segment<P> {
             max_timestamp: Timestamp::NONE,
             first_timestamp: Timestamp::NONE,
             modified: now,
-            chain: Some(SideFileBuilder::new(identity, CHAIN_INTERVAL)),
+            chain: Some(SideFileBuilder::new(identity, SIDE_INTERVAL_DEFAULT)),
             chain_pending: identity.encode().to_vec(),
             companions: CompanionsLen::default(),
             companions_in_flight: false,
@@ -93,7 +90,15 @@ impl<P: Platform> Segment<P> {
     }
 
     /// A segment as recovery left it.
-    pub(crate) fn opened(uid: SegmentUid, opened: OpenedSegment<P>, active: bool) -> Self {
+    pub(crate) fn opened(
+        uid: SegmentUid,
+        opened: OpenedSegment<P>,
+        identity: SegmentIdentity,
+        active: bool,
+    ) -> Self {
+        // A side file begins with its header.
+        let new_chain = opened.chain.is_some() && opened.companions_len.chain == Position::ZERO;
+        let chain_pending = if new_chain { identity.encode().to_vec() } else { Vec::new() };
         Self {
             uid,
             base_offset: opened.base_offset,
@@ -101,14 +106,15 @@ impl<P: Platform> Segment<P> {
             end: opened.end,
             state: if active { SegmentState::Active } else { SegmentState::Sealed },
             file: opened.file.map_or(SegmentFile::Closed, SegmentFile::Open),
-            preallocated: opened.preallocated,
+            // Blocks are reserved whole; the one that holds the end is reserved again with the next extent.
+            preallocated: opened.preallocated.align_down(DIRECT_IO_ALIGN),
             extending: false,
             index: opened.index,
             max_timestamp: opened.max_timestamp,
             first_timestamp: opened.first_timestamp,
             modified: opened.modified,
             chain: opened.chain,
-            chain_pending: Vec::new(),
+            chain_pending,
             companions: opened.companions_len,
             companions_in_flight: false,
             companions_end: opened.end,

@@ -5,7 +5,7 @@
 //! Its logic lives here, so that the simulator runs the very same code. Steps of one partition run in
 //! the order they were given; steps of different partitions may overlap.
 
-use crate::disk::{Disk, DiskError};
+use crate::disk::{Disk, DiskError, Errno};
 use crate::error::PartitionError;
 use crate::format::index_build::IndexBuilder;
 use crate::format::names::{TopicId, TopicPartition};
@@ -216,6 +216,34 @@ pub struct RecoveryReport {
 impl<P: Platform> Step<P> {
     /// Runs the step; blocks.
     pub fn run(self, log_dir: &LogDir<P::Disk>) -> StepOutput<P>
+    where
+        P::Disk: Disk<File = P::File>,
+    {
+        if log_dir.is_read_only() {
+            return self.refuse_changes(log_dir);
+        }
+        self.run_freely(log_dir)
+    }
+
+    /// In a directory that must not be changed, only opening is done.
+    fn refuse_changes(self, log_dir: &LogDir<P::Disk>) -> StepOutput<P>
+    where
+        P::Disk: Disk<File = P::File>,
+    {
+        let refused = || DiskError { action: "change", path: log_dir.root().to_owned(), errno: Errno::ROFS };
+        match self {
+            Step::Open { .. } | Step::OpenSegment { .. } => self.run_freely(log_dir),
+            Step::CreateSegment { .. } => StepOutput::SegmentCreated(Err(PartitionError::ReadOnly)),
+            Step::Extend { .. } => StepOutput::Extended(Err(refused())),
+            Step::WriteCompanions(_) => StepOutput::CompanionsWritten(Err(refused())),
+            Step::Seal { .. } => StepOutput::Sealed(Err(refused())),
+            Step::DeleteSegments { .. } => StepOutput::SegmentsDeleted(Err(refused())),
+            Step::Close { .. } => StepOutput::Closed(Err(refused())),
+            Step::DeletePartition { .. } => StepOutput::PartitionDeleted(Err(refused())),
+        }
+    }
+
+    fn run_freely(self, log_dir: &LogDir<P::Disk>) -> StepOutput<P>
     where
         P::Disk: Disk<File = P::File>,
     {

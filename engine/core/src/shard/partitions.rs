@@ -55,6 +55,7 @@ impl<P: Platform, C> Core<P, C> {
             }
             Request::Delete(id) => self.delete_partition(id, ticket, ops),
             Request::Shutdown => self.begin_stop(ticket),
+            Request::Abandon => self.stopped = true,
         }
     }
 

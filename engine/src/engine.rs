@@ -1,0 +1,322 @@
+//! The engine: shards on threads of their own, and the handle to them.
+
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use rohrpost_engine_core::error::PartitionError;
+use rohrpost_engine_core::log::step::Step;
+use rohrpost_engine_core::log::{LogDir, LogDirOptions};
+use rohrpost_engine_core::service::Service;
+use rohrpost_engine_core::shard::Shard;
+use rohrpost_engine_linux::arena::LinuxArena;
+use rohrpost_engine_linux::cpu;
+use rohrpost_engine_linux::disk::LinuxDisk;
+use rohrpost_engine_linux::helper::{Helper, LinuxPlatform};
+use rohrpost_engine_linux::inbox::Inbox;
+use rohrpost_engine_linux::net::{ListenOptions, Listener};
+use rohrpost_engine_linux::poll::{PollConfig, PollDriver, PollPlatform};
+use rohrpost_engine_linux::uring::{self, ProbeReport, UringConfig, UringDriver, UringPlatform};
+
+use crate::error::{RequestError, StartError};
+use crate::handle::{Handle, ShardLink};
+use crate::options::{DriverChoice, EngineOptions};
+use crate::replies::{Pending, Waiters};
+use crate::runtime::{self, RingOutside, ShardEnd};
+
+/// The driver an engine runs on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DriverInUse {
+    /// io_uring; what the kernel lacks, one line each.
+    Uring {
+        /// Features not used, each with its effect and the reason.
+        missing: Vec<String>,
+    },
+    /// epoll; why not io_uring.
+    Poll {
+        /// The reason, for an operator.
+        reason: String,
+    },
+}
+
+type ShardThread = JoinHandle<Result<ShardEnd, String>>;
+
+/// A running engine. Dropping it stops the shards abruptly, as a killed process would: what was
+/// acknowledged is safe, the next start recovers. [`Engine::shutdown`] closes everything cleanly.
+pub struct Engine {
+    handle: Handle,
+    threads: Vec<ShardThread>,
+    log_dir: Arc<LogDir<LinuxDisk>>,
+    driver: DriverInUse,
+    local_addr: Option<SocketAddr>,
+    read_only: bool,
+}
+
+impl Engine {
+    /// Starts an engine that is used through its handle only.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn start(options: EngineOptions) -> Result<Self, StartError> {
+        Self::start_with(options, |_| ())
+    }
+
+    /// Starts an engine with a service on every shard; `service` makes the one for each shard's index.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn start_with<S: Service>(
+        options: EngineOptions,
+        service: impl FnMut(usize) -> S,
+    ) -> Result<Self, StartError> {
+        check(&options)?;
+        let listener = options.listen.map(|addr| listen(&options, addr)).transpose()?;
+        let local_addr = listener.as_ref().and_then(|listener| listener.local_addr().ok());
+        let log_dir = open_log_dir(&options)?;
+        let (driver, report) = choose_driver(&options)?;
+        let starter = Starter { options: &options, log_dir: &log_dir, listener };
+        let (links, threads) = match report {
+            Some(report) => starter.start_uring(&report, service)?,
+            None => starter.start_poll(service)?,
+        };
+        let handle = Handle::new(links);
+        let read_only = options.read_only;
+        Ok(Self { handle, threads, log_dir, driver, local_addr, read_only })
+    }
+
+    /// The way to the engine from any thread.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// The driver in use, and why.
+    pub fn driver(&self) -> &DriverInUse {
+        &self.driver
+    }
+
+    /// Where the service listens.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.local_addr
+    }
+
+    /// Partitions found in the log directory, open or not.
+    ///
+    /// # Errors
+    /// The disk's, as a [`PartitionError`].
+    pub fn partitions(&self) -> Result<Vec<crate::TopicPartition>, PartitionError> {
+        Ok(self.log_dir.partitions()?)
+    }
+
+    /// What was noticed about the log directory at the start, one sentence each.
+    pub fn notes(&self) -> &[String] {
+        self.log_dir.notes()
+    }
+
+    /// Refuses further appends, makes everything accepted durable, closes every partition, and marks
+    /// the directory as cleanly stopped, so that the next start scans nothing. Returns what each shard
+    /// did.
+    ///
+    /// # Errors
+    /// The first partition that could not be closed cleanly: the next start recovers it.
+    pub fn shutdown(mut self) -> Result<Vec<ShardEnd>, RequestError<PartitionError>> {
+        let pending: Vec<_> = self.handle.shards().iter().map(ShardLink::shutdown).collect();
+        let results: Vec<_> = pending.into_iter().map(Pending::wait).collect();
+        let mut ends = Vec::new();
+        for thread in self.threads.drain(..) {
+            match thread.join() {
+                Ok(Ok(end)) => ends.push(end),
+                Ok(Err(_)) | Err(_) => return Err(RequestError::Stopped),
+            }
+        }
+        results.into_iter().collect::<Result<Vec<()>, _>>()?;
+        if !self.read_only {
+            self.log_dir.close_clean().map_err(PartitionError::Disk).map_err(RequestError::Refused)?;
+        }
+        Ok(ends)
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        for link in self.handle.shards() {
+            link.abandon();
+        }
+        for thread in self.threads.drain(..) {
+            // A shard that panicked has said so on standard error.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("driver", &self.driver)
+            .field("local_addr", &self.local_addr)
+            .finish_non_exhaustive()
+    }
+}
+
+fn check(options: &EngineOptions) -> Result<(), StartError> {
+    let invalid = |setting, reason: String| Err(StartError::InvalidOption { setting, reason });
+    if options.cores.is_empty() {
+        return invalid("cores", "is empty; an engine needs at least one shard".to_owned());
+    }
+    if options.listen.is_some() && options.cores.len() > 1 {
+        let reason = "a service listens on one shard; start one engine shard, or use handles".to_owned();
+        return invalid("cores", reason);
+    }
+    for core in options.cores.iter().flatten() {
+        if !cpu::allowed().contains(core) {
+            let reason = format!("core {core} is absent or not allowed; allowed: {:?}", cpu::allowed());
+            return invalid("cores", reason);
+        }
+    }
+    Ok(())
+}
+
+fn listen(options: &EngineOptions, addr: SocketAddr) -> Result<Listener, StartError> {
+    let listen = ListenOptions { congestion: options.congestion_control.clone(), ..ListenOptions::default() };
+    Ok(Listener::bind(addr, &listen)?)
+}
+
+fn open_log_dir(options: &EngineOptions) -> Result<Arc<LogDir<LinuxDisk>>, StartError> {
+    let disk = LinuxDisk;
+    if options.read_only {
+        return Ok(LogDir::open_read_only(disk, &options.data_dir)?);
+    }
+    let seed = rohrpost_engine_linux::random_seed()
+        .map_err(|source| StartError::System { action: "read random bytes".to_owned(), source })?;
+    let log_options = LogDirOptions { lock_patience_ms: options.lock_patience_ms, topic_id_seed: seed };
+    Ok(LogDir::open(disk, &options.data_dir, log_options)?)
+}
+
+fn choose_driver(options: &EngineOptions) -> Result<(DriverInUse, Option<ProbeReport>), StartError> {
+    if options.driver == DriverChoice::Poll {
+        return Ok((DriverInUse::Poll { reason: "chosen by option".to_owned() }, None));
+    }
+    match uring::probe(options.feature_mask) {
+        Ok(report) => {
+            let missing = report.missing.iter().map(ToString::to_string).collect();
+            Ok((DriverInUse::Uring { missing }, Some(report)))
+        }
+        Err(error) if options.driver == DriverChoice::Uring => Err(StartError::Uring(error.to_string())),
+        Err(error) => Ok((DriverInUse::Poll { reason: error.to_string() }, None)),
+    }
+}
+
+/// What starting the shards takes.
+struct Starter<'a> {
+    options: &'a EngineOptions,
+    log_dir: &'a Arc<LogDir<LinuxDisk>>,
+    listener: Option<Listener>,
+}
+
+type Started = (Vec<ShardLink>, Vec<ShardThread>);
+
+impl Starter<'_> {
+    fn helper<P: LinuxPlatform>(&self) -> Result<Arc<Helper<P>>, StartError> {
+        let log_dir = Arc::clone(self.log_dir);
+        let run = Box::new(move |step: Step<P>| step.run(&log_dir));
+        Helper::start(self.options.helper_threads, run)
+            .map(Arc::new)
+            .map_err(|source| StartError::System { action: "start helper threads".to_owned(), source })
+    }
+
+    /// The ring driver takes the bare descriptor.
+    fn take_listener_fd(&mut self) -> Result<Option<std::os::fd::OwnedFd>, StartError> {
+        let listener = self.listener.take();
+        listener
+            .map(|listener| listener.as_fd().try_clone_to_owned())
+            .transpose()
+            .map_err(|source| StartError::System { action: "duplicate the listener".to_owned(), source })
+    }
+
+    fn inbox<P: LinuxPlatform>(&self) -> Result<Inbox<P>, StartError> {
+        Inbox::new(self.options.requests_max)
+            .map_err(|source| StartError::System { action: "create a shard's inbox".to_owned(), source })
+    }
+
+    fn start_uring<S: Service>(
+        mut self,
+        report: &ProbeReport,
+        mut service: impl FnMut(usize) -> S,
+    ) -> Result<Started, StartError> {
+        let helper = self.helper::<UringPlatform>()?;
+        let mut started = (Vec::new(), Vec::new());
+        for (index, &core) in self.options.cores.iter().enumerate() {
+            let inbox = self.inbox()?;
+            let waiters = Waiters::default();
+            started.0.push(ShardLink { requests: Arc::new(inbox.mailbox()), waiters: waiters.clone() });
+            let mut config = UringConfig::new(self.options.limits.clone(), report.clone());
+            config.listener = self.take_listener_fd()?;
+            let outside =
+                RingOutside { helper: helper.for_shard(inbox.mailbox()), inbox, waiters: waiters.clone() };
+            let (limits, service, helper) =
+                (self.options.limits.clone(), service(index), Arc::clone(&helper));
+            let thread = spawn(index, core, waiters, move || {
+                let _keep = helper;
+                let arena = LinuxArena::new(limits.slabs_max());
+                let mut shard = Shard::new(limits, arena, service);
+                let mut driver = UringDriver::new(config, outside).map_err(|error| error.to_string())?;
+                runtime::run(&mut driver, &mut shard).map_err(|error| error.to_string())
+            })?;
+            started.1.push(thread);
+        }
+        Ok(started)
+    }
+
+    fn start_poll<S: Service>(mut self, mut service: impl FnMut(usize) -> S) -> Result<Started, StartError> {
+        let helper = self.helper::<PollPlatform>()?;
+        let mut started = (Vec::new(), Vec::new());
+        for (index, &core) in self.options.cores.iter().enumerate() {
+            let inbox = self.inbox()?;
+            let waiters = Waiters::default();
+            started.0.push(ShardLink { requests: Arc::new(inbox.mailbox()), waiters: waiters.clone() });
+            let connections_max = self.options.limits.connections_max;
+            let config = PollConfig { connections_max, ..PollConfig::default() };
+            let listener = self.listener.take();
+            let shard_helper = helper.for_shard(inbox.mailbox());
+            let (limits, service, helper) =
+                (self.options.limits.clone(), service(index), Arc::clone(&helper));
+            let sink = waiters.clone();
+            let thread = spawn(index, core, waiters, move || {
+                let _keep = helper;
+                let arena = LinuxArena::new(limits.slabs_max());
+                let mut shard = Shard::new(limits, arena, service);
+                let mut driver = PollDriver::new(config, listener, inbox, shard_helper, Box::new(sink))
+                    .map_err(|error| error.to_string())?;
+                runtime::run(&mut driver, &mut shard).map_err(|error| error.to_string())
+            })?;
+            started.1.push(thread);
+        }
+        Ok(started)
+    }
+}
+
+/// Starts a shard's thread; whoever waits for the shard learns when it ends, for whatever reason.
+fn spawn(
+    index: usize,
+    core: Option<usize>,
+    waiters: Waiters,
+    run: impl FnOnce() -> Result<ShardEnd, String> + Send + 'static,
+) -> Result<ShardThread, StartError> {
+    struct EndWaiters(Waiters);
+    impl Drop for EndWaiters {
+        fn drop(&mut self) {
+            self.0.end();
+        }
+    }
+    let body = move || {
+        let _end = EndWaiters(waiters);
+        if let Some(core) = core {
+            cpu::pin_current_thread(core).map_err(|error| format!("cannot pin to core {core}: {error}"))?;
+        }
+        run()
+    };
+    std::thread::Builder::new()
+        .name(format!("rp-shard-{index}"))
+        .spawn(body)
+        .map_err(|source| StartError::System { action: "start a shard's thread".to_owned(), source })
+}
