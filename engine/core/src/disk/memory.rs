@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::disk::{Caching, DirEntry, Disk, DiskError, Errno, Lock, OpenMode};
 use crate::platform::DIRECT_IO_ALIGN;
@@ -102,6 +102,15 @@ impl MemoryDisk {
         state.nodes.insert(path.as_ref().to_owned(), file);
     }
 
+    /// Changes a file that must be there, past all locks: what a crash, another program or the medium does.
+    pub(crate) fn edit(&self, path: impl AsRef<Path>, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut state = self.state();
+        let Some(Node::File(file)) = state.nodes.get(path.as_ref()).copied() else {
+            panic!("a test changes a file that is there: {}", path.as_ref().display())
+        };
+        change(&mut state.files[file]);
+    }
+
     /// Removes a file or an empty directory that must be there.
     pub(crate) fn remove(&self, path: impl AsRef<Path>) {
         self.state().nodes.remove(path.as_ref()).expect("a test removes what it has put there");
@@ -145,7 +154,7 @@ impl MemoryDisk {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no test panics while it holds the lock")
+        self.state.lock().unwrap_or_else(PoisonError::into_inner) // a failed test may have poisoned it
     }
 
     /// The state, for a call that changes something.
@@ -331,12 +340,12 @@ impl Disk for MemoryDisk {
     }
 
     fn unlink(&self, path: &Path) -> Result<(), DiskError> {
-        let mut state = self.change("unlink", path)?;
-        match state.nodes.get(path) {
-            Some(Node::File(_)) => state.nodes.remove(path),
+        match self.look("unlink", path)?.nodes.get(path) {
+            Some(Node::File(_)) => {}
             Some(Node::Dir) => return Err(error("unlink", path, Errno(21))),
             None => return Err(error("unlink", path, Errno::NOENT)),
-        };
+        }
+        self.change("unlink", path)?.nodes.remove(path);
         Ok(())
     }
 

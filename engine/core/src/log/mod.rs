@@ -6,6 +6,8 @@ pub mod config;
 mod epochs;
 mod files;
 mod found;
+#[cfg(test)]
+mod golden_tests;
 mod identity;
 mod inventory;
 pub mod log_dir;
@@ -18,6 +20,8 @@ mod segments;
 pub mod step;
 pub(crate) mod tail;
 mod upkeep;
+#[cfg(test)]
+mod test_support;
 mod verdict;
 
 pub use config::{Durability, LogConfig, WriteMode};

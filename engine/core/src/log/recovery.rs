@@ -371,3 +371,7 @@ fn read_topic_id<D: Disk>(disk: &D, dir: &Path) -> Result<Option<TopicId>, Parti
         .map(|bytes| checkpoint::parse_partition_metadata(&bytes).map_err(unusable))
         .transpose()
 }
+
+#[cfg(test)]
+#[path = "recovery_tests.rs"]
+mod tests;

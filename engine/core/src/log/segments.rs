@@ -213,3 +213,7 @@ fn parts(new: &Companions) -> [(SegmentFileKind, Position, &[u8]); 3] {
         (SegmentFileKind::Chain, new.chain_position, &new.chain),
     ]
 }
+
+#[cfg(test)]
+#[path = "segments_tests.rs"]
+mod tests;
