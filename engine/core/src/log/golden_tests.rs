@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use crate::disk::memory::MemoryDisk;
+use crate::format::names::TopicPartition;
 use crate::format::walk::{BatchWalk, Check};
 use crate::log::step::OpenedLog;
 use crate::log::test_support::*;
 use crate::log::{LogDir, LogDirOptions};
-use crate::message::PartitionName;
 use crate::types::{ByteCount, Offset, Position};
 
 fn golden(kind: &str) -> MemoryDisk {
@@ -29,11 +29,11 @@ fn copy(from: &Path, to: &Path, disk: &MemoryDisk) {
     }
 }
 
-fn open_all(disk: &MemoryDisk) -> Vec<(PartitionName, Box<OpenedLog<StepsOnly>>)> {
+fn open_all(disk: &MemoryDisk) -> Vec<(TopicPartition, Box<OpenedLog<StepsOnly>>)> {
     let dir = LogDir::open(disk.clone(), Path::new(ROOT), LogDirOptions::default()).unwrap();
     assert_eq!(dir.notes(), [""; 0]);
     let names = dir.partitions().unwrap();
-    let open = |name: PartitionName| {
+    let open = |name: TopicPartition| {
         let opened = crate::log::recovery::open_partition(&dir, &name, &config());
         let opened = opened.unwrap_or_else(|error| panic!("{name:?}: {error}"));
         (name, opened)
@@ -62,15 +62,14 @@ fn cleanly_stopped_directories_open_without_a_scan() {
         );
         assert_eq!(report.notes, [""; 0], "{name:?}");
         for segment in &log.segments {
-            let path =
-                format!("{ROOT}/{}-{}/{:020}.log", name.topic, name.partition, segment.base_offset.get());
+            let path = format!("{ROOT}/{}/{:020}.log", name, segment.base_offset.get());
             assert_eq!(
                 (segment.end, segment.next_offset),
                 walk(&before[Path::new(&path)], segment.base_offset)
             );
         }
     }
-    let log = |topic: &str| &opened.iter().find(|(name, _)| name.topic == topic).unwrap().1;
+    let log = |topic: &str| &opened.iter().find(|(name, _)| name.topic().as_str() == topic).unwrap().1;
     assert_eq!(shape(log("empty")), (vec![(0, 0)], 0));
     assert!(log("trimmed").log_start_offset.get() > 35);
     assert!(log("epochs").leader_epoch.get() >= 1);
@@ -93,8 +92,7 @@ fn killed_directories_keep_every_whole_batch() {
             let last = log.segments.last().unwrap();
             assert_eq!(log.recovery.truncated > ByteCount::ZERO, kind == "torn", "{name:?}");
             for segment in &log.segments {
-                let path =
-                    format!("{ROOT}/{}-{}/{:020}.log", name.topic, name.partition, segment.base_offset.get());
+                let path = format!("{ROOT}/{}/{:020}.log", name, segment.base_offset.get());
                 let whole = &before[Path::new(&path)];
                 assert_eq!((segment.end, segment.next_offset), walk(whole, segment.base_offset), "{path}");
                 assert!(disk.get(&path).unwrap() == whole[..segment.end.get() as usize], "{path}");
@@ -118,11 +116,11 @@ fn rebuilt_indexes_are_kafkas() {
     disk.put(format!("{ROOT}/recovery-point-offset-checkpoint"), b"0\n0\n");
     let opened = open_all(&disk);
     let mut compared = 0;
-    for (name, log) in opened.iter().filter(|(name, _)| name.topic.starts_with("codec-")) {
+    for (name, log) in opened.iter().filter(|(name, _)| name.topic().as_str().starts_with("codec-")) {
         for segment in &log.segments[..log.segments.len() - 1] {
             for suffix in ["index", "timeindex"] {
                 let base = segment.base_offset.get();
-                let path = format!("{ROOT}/{}-{}/{base:020}.{suffix}", name.topic, name.partition);
+                let path = format!("{ROOT}/{}/{base:020}.{suffix}", name);
                 assert!(disk.get(&path).as_ref() == before.get(Path::new(&path)), "{path}");
                 compared += 1;
             }

@@ -91,6 +91,8 @@ struct State {
     dirty: [bool; 3],
     /// Partitions whose files end exactly where their log ends, durably.
     clean: BTreeSet<TopicPartition>,
+    /// Partitions that exist.
+    live: BTreeSet<TopicPartition>,
     /// Whether the marker of a clean stop is there.
     marker: bool,
     /// Directories deleted so far, for the names of the next ones.
@@ -133,8 +135,9 @@ impl<D: Disk> LogDir<D> {
         if was_clean || !deleted.is_empty() {
             disk.sync_dir(root)?;
         }
+        state.live = live.into_iter().collect();
         if was_clean {
-            state.clean = live.into_iter().collect();
+            state.clean = state.live.clone();
         }
         let root = root.to_owned();
         Ok(Arc::new(Self {
@@ -214,8 +217,7 @@ impl<D: Disk> LogDir<D> {
     pub fn close_clean(&self) -> Result<bool, DiskError> {
         let mut state = self.state();
         self.write_tables(&mut state)?;
-        let (live, _) = list_partitions(&self.disk, &self.root, &mut Vec::new())?;
-        if !live.iter().all(|tp| state.clean.contains(tp)) {
+        if !state.live.is_subset(&state.clean) {
             return Ok(false);
         }
         replace_file(
@@ -241,6 +243,19 @@ impl<D: Disk> LogDir<D> {
             state.marker = false;
         }
         Ok(state.clean.remove(tp))
+    }
+
+    /// Takes note that a partition was created.
+    pub(crate) fn mark_created(&self, tp: &TopicPartition) {
+        self.state().live.insert(tp.clone());
+    }
+
+    /// The other partitions of its topic.
+    pub(crate) fn siblings(&self, tp: &TopicPartition) -> Vec<TopicPartition> {
+        let first = TopicPartition::new(tp.topic().clone(), 0);
+        let state = self.state();
+        let topic = state.live.range(first..).take_while(|other| other.topic() == tp.topic());
+        topic.filter(|other| *other != tp).cloned().collect()
     }
 
     /// Takes note that a partition, opened and left untouched, is as clean as before.
@@ -288,6 +303,7 @@ impl<D: Disk> LogDir<D> {
     pub(crate) fn forget(&self, tp: &TopicPartition) -> Result<(), DiskError> {
         let mut state = self.state();
         state.clean.remove(tp);
+        state.live.remove(tp);
         for table in Table::ALL {
             if state.tables[table as usize].remove(tp).is_some() {
                 state.dirty[table as usize] = true;

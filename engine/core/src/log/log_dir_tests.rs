@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::disk::memory::MemoryDisk;
+use crate::error::PartitionError;
 use crate::log::test_support::*;
 
 const MARKER: &str = "/data/.kafka_cleanshutdown";
@@ -63,7 +64,7 @@ fn damaged_checkpoints_count_as_absent_and_are_noted() {
     disk.put("/data/meta.properties", b"garbage");
     disk.put("/data/odd name/f", b"");
     let dir = open(&disk).unwrap();
-    let tp = topic_partition(&name()).unwrap();
+    let tp = name();
     assert_eq!((dir.recovery_point(&tp), dir.log_start_offset(&tp)), (None, Some(Offset::new(5))));
     assert_eq!(dir.notes().len(), 3, "{:?}", dir.notes());
     assert_eq!(disk.get("/data/meta.properties").unwrap(), b"garbage");
@@ -80,8 +81,7 @@ fn partitions_are_listed_and_deletions_finished() {
     let stray = "/data/a-3.0123456789abcdef0123456789abcdef-stray/f";
     disk.put(stray, b"x");
     let dir = open(&disk).unwrap();
-    let names: Vec<String> =
-        dir.partitions().unwrap().iter().map(|name| format!("{}-{}", name.topic, name.partition)).collect();
+    let names: Vec<String> = dir.partitions().unwrap().iter().map(ToString::to_string).collect();
     assert_eq!(names, ["a-0", "a-2", "a-10", "b-1"]);
     assert!(disk.files().keys().all(|path| !path.starts_with(deleted)));
     assert!(disk.list(Path::new(deleted)).is_err());
@@ -139,7 +139,7 @@ fn a_refused_partition_keeps_its_state() {
 fn checkpoints_are_replaced_whole_and_only_forward() {
     let disk = disk();
     let dir = open(&disk).unwrap();
-    let tp = topic_partition(&name()).unwrap();
+    let tp = name();
     disk.take_trace();
     dir.raise_recovery_point(&tp, Offset::new(7)).unwrap();
     let path = "/data/recovery-point-offset-checkpoint";

@@ -13,15 +13,17 @@ mod inventory;
 pub mod log_dir;
 pub(crate) mod partition;
 mod recovery;
+#[cfg(test)]
+mod recovery_random_tests;
 mod repair;
 mod scan;
 pub(crate) mod segment;
 mod segments;
 pub mod step;
 pub(crate) mod tail;
-mod upkeep;
 #[cfg(test)]
 mod test_support;
+mod upkeep;
 mod verdict;
 
 pub use config::{Durability, LogConfig, WriteMode};

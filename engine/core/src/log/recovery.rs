@@ -143,6 +143,7 @@ impl<D: Disk> Opening<'_, D> {
         // Checkpoints that a deleted partition of the same name has left would cut into the new one.
         self.log_dir.forget(self.tp)?;
         disk.create_dir(&self.dir)?;
+        self.log_dir.mark_created(self.tp);
         Ok(disk.sync_dir(self.log_dir.root())?)
     }
 
@@ -153,10 +154,8 @@ impl<D: Disk> Opening<'_, D> {
         if let Some(id) = read_topic_id(disk, &self.dir)? {
             return Ok((id, false));
         }
-        for sibling in self.log_dir.partitions()? {
-            if sibling.topic() == self.tp.topic()
-                && let Some(id) = read_topic_id(disk, &self.log_dir.partition_dir(&sibling))?
-            {
+        for sibling in self.log_dir.siblings(self.tp) {
+            if let Some(id) = read_topic_id(disk, &self.log_dir.partition_dir(&sibling))? {
                 return Ok((id, true));
             }
         }

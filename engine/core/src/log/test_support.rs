@@ -9,10 +9,10 @@ use crate::error::PartitionError;
 use crate::fetch::Mode;
 use crate::format::batch::patch;
 use crate::format::build::BatchBuilder;
+use crate::format::names::{TopicName, TopicPartition};
 use crate::format::side_file::SideFileBuilder;
 use crate::log::step::{Companions, OpenedLog, Step, StepOutput};
 use crate::log::{LogConfig, LogDir, LogDirOptions, WriteMode};
-use crate::message::PartitionName;
 use crate::platform::{Arena, Chunk, Lease, Platform};
 use crate::types::{ByteCount, LeaderEpoch, Offset, Position, Timestamp};
 
@@ -96,8 +96,13 @@ pub(crate) type Opened = OpenedLog<StepsOnly>;
 pub(crate) const ROOT: &str = "/data";
 
 /// The tests' partition.
-pub(crate) fn name() -> PartitionName {
-    PartitionName { topic: "t".to_owned(), partition: 0 }
+pub(crate) fn name() -> TopicPartition {
+    partition("t", 0)
+}
+
+/// A partition.
+pub(crate) fn partition(topic: &str, number: i32) -> TopicPartition {
+    TopicPartition::new(TopicName::new(topic).expect("a valid topic name"), number)
 }
 
 /// Path of a file of the tests' partition.
