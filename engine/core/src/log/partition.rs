@@ -124,8 +124,9 @@ pub(crate) struct Partition<P: Platform> {
     pub(crate) steps_in_flight: u32,
     /// Fetches that wait for data: slot and generation; stale ones are dropped at the next wake-up.
     pub(crate) parked: Vec<(u32, u32)>,
-    /// Who asked for the deletions whose steps are under way, in order; `None` for retention.
-    pub(crate) deletions: VecDeque<Option<Ticket>>,
+    /// The deletions whose steps are under way, in order: who asked, `None` for retention, and the log start
+    /// offset that is durable afterwards.
+    pub(crate) deletions: VecDeque<(Option<Ticket>, Offset)>,
     /// Whether the shard's list of partitions with work has it.
     pub(crate) queued: bool,
 }
@@ -274,7 +275,10 @@ impl<P: Platform> Partition<P> {
         }
         let error = AppendError::Failed(failure.clone());
         self.end_appends(&error, outcomes);
-        self.state = PartitionState::Failed(failure);
+        // What is to be deleted goes anyway: somebody waits for it.
+        if !matches!(self.state, PartitionState::Deleting(_)) {
+            self.state = PartitionState::Failed(failure);
+        }
     }
 
     /// Ends every append that is not acknowledged yet.

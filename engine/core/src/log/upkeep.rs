@@ -5,6 +5,7 @@
 use crate::cache::SegmentUid;
 use crate::disk::{DiskError, Errno};
 use crate::error::{FetchError, PartitionError, PartitionFailure};
+use crate::format::index::IndexError;
 use crate::format::names::TopicPartition;
 use crate::log::LogConfig;
 use crate::log::partition::{AckOutcome, Partition, PartitionState};
@@ -338,8 +339,8 @@ impl<P: Platform> Partition<P> {
         ticket: Option<Ticket>,
         ops: &mut Ops<P>,
     ) {
-        self.deletions.push_back(ticket);
         self.log_start_offset = self.log_start_offset.max(offset);
+        self.deletions.push_back((ticket, self.log_start_offset));
         let mut base_offsets = Vec::new();
         while self.segments.len() > 1 && self.segments[1].base_offset <= self.log_start_offset {
             if self.segments[0].state != SegmentState::Sealed {
@@ -391,9 +392,9 @@ fn extent_len(preallocated: Position, config: &LogConfig) -> ByteCount {
 /// What the companions on disk lack. With `last`, the segment takes no more batches.
 fn take_companions<P: Platform>(segment: &mut Segment<P>, name: &TopicPartition, last: bool) -> Companions {
     if last {
-        // The only refusal is an offset out of range, which `must_roll` excludes; the entry is a convenience.
+        // The entry is a convenience. `must_roll` excludes an offset out of range; one request may fill the index.
         let sealed = segment.index.seal();
-        debug_assert!(sealed.is_ok(), "{sealed:?}");
+        debug_assert!(matches!(sealed, Ok(()) | Err(IndexError::Full { .. })), "{sealed:?}");
         segment.end_chain();
     }
     let mut companions =

@@ -13,7 +13,6 @@ use crate::service::Service;
 use crate::shard::appends::Batches;
 use crate::shard::{Core, RETENTION_INTERVAL_MS};
 use crate::token::{PARTITION_ID_MAX, StepKind};
-use crate::types::Offset;
 
 /// Idle partitions looked at for memory to give up, per turn.
 const DETACH_PER_TURN: usize = 64;
@@ -342,11 +341,10 @@ fn handle_deleted<P: Platform>(
     result: Result<(), crate::disk::DiskError>,
     ops: &mut Ops<P>,
 ) {
-    let reply: Result<Offset, PartitionError> = match result {
-        Ok(()) => Ok(partition.log_start_offset),
-        Err(error) => Err(PartitionError::Disk(error)),
-    };
-    if let Some(Some(ticket)) = partition.deletions.pop_front() {
+    let Some((ticket, log_start_offset)) = partition.deletions.pop_front() else { return };
+    // A later deletion may have raised the start further, but that is not durable yet.
+    let reply = result.map(|()| log_start_offset).map_err(PartitionError::Disk);
+    if let Some(ticket) = ticket {
         ops.replies.push((ticket, Reply::RecordsDeleted(reply)));
     }
 }
