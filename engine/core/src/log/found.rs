@@ -250,7 +250,7 @@ impl<D: Disk> SegmentContext<'_, D> {
         if !self.read_only {
             self.disk.sync(&file)?;
         }
-        let stays_open = self.next_base.is_none() || found.ending != Ending::Whole;
+        let stays_open = self.next_base != Some(found.next_offset) || found.ending != Ending::Whole;
         found.file = stays_open.then_some(file);
         Ok(found)
     }

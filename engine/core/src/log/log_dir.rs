@@ -362,6 +362,8 @@ impl State {
 
 fn create_root<D: Disk>(disk: &D, root: &Path) -> Result<(), OpenError> {
     match disk.list(root) {
+        // A process that was killed may have made it a moment ago, without making its entry durable.
+        Ok(entries) if entries.is_empty() => return Ok(disk.sync_dir(parent(root))?),
         Ok(_) => return Ok(()),
         Err(error) if error.errno == Errno::NOENT => {}
         Err(error) => return Err(error.into()),

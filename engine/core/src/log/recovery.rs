@@ -133,12 +133,18 @@ impl<D: Disk> Opening<'_, D> {
         Ok(Box::new(opened))
     }
 
-    /// Creates the partition's directory if there is none.
+    /// Creates the partition's directory if there is none; what is there afterwards is there durably.
     fn create_dir(&self) -> Result<(), PartitionError> {
         let disk = self.log_dir.disk();
         match disk.list(&self.dir) {
             Err(error) if error.errno == Errno::NOENT => {}
-            other => return Ok(other.map(drop)?),
+            Err(error) => return Err(error.into()),
+            Ok(_) if self.clean => return Ok(()),
+            Ok(_) => {
+                // A process that was killed has left entries that no sync has covered.
+                disk.sync_dir(&self.dir)?;
+                return Ok(disk.sync_dir(self.log_dir.root())?);
+            }
         }
         // Checkpoints that a deleted partition of the same name has left would cut into the new one.
         self.log_dir.forget(self.tp)?;

@@ -40,7 +40,12 @@ pub(crate) fn judge<D: Disk>(
     recovery_point: Offset,
     durability: Durability,
 ) -> Result<Verdict, DiskError> {
-    let Ending::Damage(damage) = &found.ending else { return Ok(Verdict::Keep) };
+    let Ending::Damage(damage) = &found.ending else {
+        // Segments behind a gap that hold nothing were made for batches that never got this far.
+        let behind_gap = behind.next_base.is_some_and(|base| base != found.next_offset);
+        let lost = behind_gap && !behind.has_batches && found.scanned && found.next_offset >= recovery_point;
+        return Ok(if lost { Verdict::End } else { Verdict::Keep });
+    };
     if behind.next_base == Some(found.next_offset) {
         // The log is whole: this is the space reserved ahead of a segment that was not sealed any more.
         return Ok(Verdict::Trim);
