@@ -5,12 +5,18 @@
 //!
 //! Reading path: [`storage`] (what a disk is), [`memory`], [`disk`], [`driver`], then [`world`].
 
+pub mod batches;
 pub mod disk;
 pub mod driver;
 pub mod fault;
 pub mod memory;
 pub mod net;
+pub mod oracle;
 pub mod platform;
 pub mod prng;
+pub mod run;
+pub mod settings;
 pub mod storage;
 pub mod trace;
+mod workload;
+pub mod world;

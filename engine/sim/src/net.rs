@@ -18,7 +18,7 @@ use crate::prng::Prng;
 const PIECE_LEN_MAX: usize = 4096;
 
 enum Transfer {
-    Memory(Send<SimPlatform>),
+    Memory(Box<Send<SimPlatform>>),
     File(SendFile<SimPlatform>),
 }
 
@@ -26,7 +26,7 @@ enum Job {
     Accept,
     Deliver,
     Finish(Transfer),
-    Release(Send<SimPlatform>),
+    Release(Box<Send<SimPlatform>>),
     Close,
 }
 
@@ -140,7 +140,7 @@ impl Net {
                         send.skip < send.parts[0].as_ref().len().max(1),
                         "a send that skips a whole part"
                     );
-                    self.transfer(send.conn, Transfer::Memory(send), now, delays, disk);
+                    self.transfer(send.conn, Transfer::Memory(Box::new(send)), now, delays, disk);
                 }
                 NetOp::SendFile(send) => {
                     assert!(send.len > 0, "a send of nothing");
@@ -201,7 +201,7 @@ impl Net {
                 }
                 Job::Deliver => self.deliver(conn, now, events),
                 Job::Finish(transfer) => self.finish(conn, transfer, now, disk, events),
-                Job::Release(send) => events.push(Event::Released(send)),
+                Job::Release(send) => events.push(Event::Released(*send)),
                 Job::Close => {
                     self.conns.remove(&conn);
                     events.push(Event::Closed(conn));
@@ -272,7 +272,7 @@ impl Net {
                 self.push(conn, now, 3_000_000, Job::Release(send));
                 None
             }
-            Transfer::Memory(send) => Some(send),
+            Transfer::Memory(send) => Some(*send),
         };
         events.push(Event::Sent { conn, result, released });
     }

@@ -17,11 +17,11 @@ impl Prng {
 
     /// A generator of its own, so that drawing more in one place does not shift the numbers of another.
     pub fn fork(&mut self) -> Self {
-        Self::new(self.next())
+        Self::new(self.next_u64())
     }
 
     /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn next_u64(&mut self) -> u64 {
         let s = &mut self.state;
         let result = s[1].wrapping_mul(5).rotate_left(7).wrapping_mul(9);
         let t = s[1] << 17;
@@ -40,7 +40,7 @@ impl Prng {
     /// If `bound` is 0.
     pub fn below(&mut self, bound: u64) -> u64 {
         assert!(bound > 0, "nothing lies below 0");
-        ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
+        ((u128::from(self.next_u64()) * u128::from(bound)) >> 64) as u64
     }
 
     /// A number of `low..=high`.
@@ -102,7 +102,7 @@ mod tests {
     fn equal_seeds_give_equal_numbers_and_others_do_not() {
         let numbers = |seed| {
             let mut prng = Prng::new(seed);
-            std::array::from_fn::<u64, 16, _>(|_| prng.next())
+            std::array::from_fn::<u64, 16, _>(|_| prng.next_u64())
         };
         assert_eq!(numbers(7), numbers(7));
         assert_ne!(numbers(7), numbers(8));

@@ -9,12 +9,14 @@ pub struct Trace {
     hash: u64,
     count: u64,
     lines: Option<Vec<String>>,
+    /// The virtual time shown before each line, microseconds; not part of the hash.
+    pub micros: u64,
 }
 
 impl Trace {
     /// An empty trace; with `keep`, its lines are kept for printing.
     pub fn new(keep: bool) -> Self {
-        Self { hash: 0xcbf2_9ce4_8422_2325, count: 0, lines: keep.then(Vec::new) }
+        Self { hash: 0xcbf2_9ce4_8422_2325, count: 0, lines: keep.then(Vec::new), micros: 0 }
     }
 
     /// Records that `what` happened with these numbers.
@@ -25,14 +27,14 @@ impl Trace {
         }
         self.count += 1;
         if let Some(lines) = &mut self.lines {
-            lines.push(format!("{:>6} {what} {numbers:?}", self.count));
+            lines.push(format!("{:>6} {:>12} {what} {numbers:?}", self.count, self.micros));
         }
     }
 
     /// Adds a remark for the reader of the lines; it is not part of the hash.
     pub fn remark(&mut self, text: impl FnOnce() -> String) {
         if let Some(lines) = &mut self.lines {
-            lines.push(format!("       {}", text()));
+            lines.push(format!("       {:>12} {}", "", text()));
         }
     }
 

@@ -233,7 +233,7 @@ impl Storage {
     pub fn is_durable(&self, path: &Path, position: u64, len: u64) -> bool {
         let Ok(inode) = self.resolve(path) else { return false };
         self.files.get(&inode).is_some_and(|file| file.is_durable(position, len))
-            && !self.in_flight.values().any(|write| write.inode == inode && write.touches(position, len))
+            && self.in_flight.values().all(|write| write.inode != inode || self.repeats(write, position, len))
     }
 
     /// Reads a file as a program would through the page cache; `None` if there is no such file.
@@ -248,6 +248,18 @@ impl Storage {
         let count = file.read(position, &mut bytes, false);
         bytes.truncate(count);
         Some(bytes)
+    }
+
+    /// Whether the part of a write in flight that lies in `[position, position + len)` changes nothing there.
+    fn repeats(&self, write: &InFlight, position: u64, len: u64) -> bool {
+        if !write.touches(position, len) {
+            return true;
+        }
+        let write_end = write.position + write.bytes.len() as u64;
+        let (from, to) = (position.max(write.position), (position + len).min(write_end));
+        let written = &write.bytes[(from - write.position) as usize..(to - write.position) as usize];
+        let present = self.peek_inode(write.inode, from, (to - from) as usize);
+        present.is_some_and(|present| present == written)
     }
 
     fn cut(&mut self, survival: &mut Survival) {

@@ -1,0 +1,77 @@
+//! `cargo sim -- SEED` reproduces a seed with its trace; `cargo sim -- --seeds A..B` runs many and stops at the first
+//! that fails.
+
+use std::ops::Range;
+use std::process::ExitCode;
+
+use rohrpost_engine_sim::run::{add, keep_panics_quiet, run_seed};
+use rohrpost_engine_sim::world::Outcome;
+
+const USAGE: &str =
+    "usage: cargo sim -- SEED [--lines N]      run one seed, print the last N lines of its trace
+       cargo sim -- --seeds A..B [--keep-going]   run a range of seeds";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    keep_panics_quiet();
+    match words[..] {
+        ["--seeds", range] => with(parse_range(range), |seeds| many(seeds, false)),
+        ["--seeds", range, "--keep-going"] => with(parse_range(range), |seeds| many(seeds, true)),
+        [seed] => with(seed.parse().ok(), |seed| one(seed, 200)),
+        [seed, "--lines", lines] => {
+            with(seed.parse().ok().zip(lines.parse().ok()), |(seed, lines)| one(seed, lines))
+        }
+        _ => usage(),
+    }
+}
+
+fn with<T>(argument: Option<T>, run: impl FnOnce(T) -> ExitCode) -> ExitCode {
+    argument.map_or_else(usage, run)
+}
+
+fn usage() -> ExitCode {
+    eprintln!("{USAGE}");
+    ExitCode::from(2)
+}
+
+fn parse_range(range: &str) -> Option<Range<u64>> {
+    let (from, to) = range.split_once("..")?;
+    Some(from.parse().ok()?..to.parse().ok()?)
+}
+
+/// One seed, with its trace if it fails.
+fn one(seed: u64, lines: usize) -> ExitCode {
+    match run_seed(seed, true) {
+        Ok(outcome) => {
+            println!("seed {seed} holds: {outcome:?}");
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            let all: Vec<&str> = failure.trace.lines().collect();
+            let shown = &all[all.len().saturating_sub(lines)..];
+            println!("... {} lines before\n{}\n\n{failure}", all.len() - shown.len(), shown.join("\n"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Many seeds.
+fn many(seeds: Range<u64>, keep_going: bool) -> ExitCode {
+    let mut sum = Outcome::default();
+    let mut failed = 0;
+    for seed in seeds.clone() {
+        match run_seed(seed, false) {
+            Ok(outcome) => add(&mut sum, &outcome),
+            Err(failure) => {
+                println!("{failure}\n");
+                failed += 1;
+                if !keep_going {
+                    break;
+                }
+            }
+        }
+    }
+    println!("seeds {seeds:?}: {failed} failed; {sum:?}");
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,180 @@
+//! What one seed plays with: partitions and their settings, a shard's limits, its memory, the health of its disk.
+//! Every dimension is drawn by itself, so that each run is extreme in some and plain in others.
+
+use rohrpost_engine_core::format::names::{TopicName, TopicPartition};
+use rohrpost_engine_core::limits::ShardLimits;
+use rohrpost_engine_core::log::{Durability, LogConfig, WriteMode};
+use rohrpost_engine_core::platform::{CHUNK_LEN_MIN, SLAB_LEN};
+use rohrpost_engine_core::types::ByteCount;
+
+use crate::driver::Memory;
+use crate::fault::{Delays, Faults};
+use crate::prng::Prng;
+
+/// A partition of the run.
+#[derive(Clone, Debug)]
+pub struct PartitionSettings {
+    /// Its name.
+    pub name: TopicPartition,
+    /// Its configuration, the same in every life.
+    pub config: LogConfig,
+}
+
+/// How often the workload does what; weights, not chances.
+#[derive(Clone, Copy, Debug)]
+pub struct Mix {
+    /// Appends of valid batches.
+    pub append: u64,
+    /// Appends that must be refused.
+    pub append_invalid: u64,
+    /// Fetches of what is there.
+    pub fetch: u64,
+    /// Fetches that wait.
+    pub park: u64,
+    /// Questions about watermarks and timestamps.
+    pub ask: u64,
+    /// DeleteRecords.
+    pub delete_records: u64,
+    /// Deletions of whole partitions.
+    pub delete_partition: u64,
+    /// Time passing, caches dropped.
+    pub disturb: u64,
+}
+
+/// Everything that is drawn before the first life.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The partitions.
+    pub partitions: Vec<PartitionSettings>,
+    /// Of the shard.
+    pub limits: ShardLimits,
+    /// Of the shard.
+    pub memory: Memory,
+    /// How long operations take.
+    pub delays: Delays,
+    /// What fails in lives with faults.
+    pub faults: Faults,
+    /// One life in so many has faults; 0 for none.
+    pub faulty_life_one_in: u64,
+    /// Bytes the disk holds when space is short; 0 if it never is.
+    pub capacity_short: u64,
+    /// Lives that end by force before the last, orderly one.
+    pub lives: u64,
+    /// Latest operation at which a life ends by force.
+    pub end_ops_max: u64,
+    /// Requests per life at the most.
+    pub actions_max: u64,
+    /// Longest record value.
+    pub value_len_max: u64,
+    /// Chance in 65,536 that a life ends by a kill rather than a power cut.
+    pub kill: u32,
+    /// What the workload does.
+    pub mix: Mix,
+}
+
+impl Settings {
+    /// Draws a run.
+    pub fn draw(prng: &mut Prng) -> Self {
+        let partitions: Vec<_> = (0..prng.range(1, 3)).map(|n| draw_partition(n as i32, prng)).collect();
+        let batch_len_max =
+            partitions.iter().map(|p: &PartitionSettings| p.config.batch_len_max.get()).max().unwrap_or(0);
+        let (limits, memory) = draw_limits(partitions.len(), batch_len_max, prng);
+        let quick = Delays::QUICK;
+        let delays = *prng.pick(&[
+            quick,
+            quick,
+            Delays { high: 20_000_000, ..quick },
+            Delays { high: 2_000_000, stall: 1024, stall_len: 2_000_000_000, ..quick },
+        ]);
+        Self {
+            partitions,
+            limits,
+            memory,
+            delays,
+            faults: draw_faults(prng),
+            faulty_life_one_in: *prng.pick(&[0, 0, 1, 2, 4]),
+            capacity_short: if prng.one_in(6) { prng.range(200 << 10, 3 << 20) } else { 0 },
+            lives: prng.range(3, 8),
+            end_ops_max: *prng.pick(&[40, 120, 400]),
+            actions_max: *prng.pick(&[10, 40, 120]),
+            value_len_max: batch_len_max.min(*prng.pick(&[64, 2000, 20_000, 400_000])),
+            kill: *prng.pick(&[0, 8192, 32_768]),
+            mix: draw_mix(prng),
+        }
+    }
+}
+
+fn draw_mix(prng: &mut Prng) -> Mix {
+    Mix {
+        append: prng.range(20, 100),
+        append_invalid: *prng.pick(&[0, 2, 8]),
+        fetch: *prng.pick(&[5, 20, 80]),
+        park: *prng.pick(&[0, 4, 20]),
+        ask: 4,
+        delete_records: *prng.pick(&[0, 0, 1, 6]),
+        delete_partition: *prng.pick(&[0, 0, 1, 3]),
+        disturb: *prng.pick(&[0, 2, 6]),
+    }
+}
+
+fn draw_partition(number: i32, prng: &mut Prng) -> PartitionSettings {
+    let batch_len_max = *prng.pick(&[1500, 16_000, 16_000, 100_000, 300_000]);
+    let segment_len_max = batch_len_max + prng.magnitude(0, 256 << 10);
+    let config = LogConfig {
+        segment_len_max: ByteCount::new(segment_len_max),
+        segment_age_ms_max: *prng.pick(&[50, 5_000, 604_800_000, 604_800_000]),
+        index_len_max: ByteCount::new(*prng.pick(&[24, 96, 1024, 1 << 20])),
+        index_interval: ByteCount::new(*prng.pick(&[1, 256, 4096])),
+        retention_len: prng
+            .one_in(4)
+            .then(|| ByteCount::new(prng.range(segment_len_max / 2, 4 * segment_len_max))),
+        retention_ms: *prng.pick(&[None, None, Some(20_000), Some(604_800_000)]),
+        batch_len_max: ByteCount::new(batch_len_max),
+        durability: if prng.one_in(4) { Durability::Written } else { Durability::Flushed },
+        write_mode: if prng.one_in(3) { WriteMode::Buffered } else { WriteMode::Direct },
+        preallocate_len_min: ByteCount::new(*prng.pick(&[1, 4096, 20_000, 65_536])),
+        zero_ahead: prng.one_in(2),
+        append_wait_ms_max: *prng.pick(&[100, 2_000, 30_000]),
+    };
+    let topic = TopicName::new("orders").expect("letters are allowed");
+    PartitionSettings { name: TopicPartition::new(topic, number), config }
+}
+
+fn draw_limits(partitions: usize, batch_len_max: u64, prng: &mut Prng) -> (ShardLimits, Memory) {
+    let granule = CHUNK_LEN_MIN.get();
+    // Every partition must be able to hold one batch in its tail, and a cold read must fit beside them.
+    let needed = partitions as u64 * (batch_len_max.div_ceil(granule) + 2) + 4;
+    let memory = Memory {
+        slab_granules: (needed * prng.pick(&[1, 1, 2, 4])).next_multiple_of(4) as usize,
+        slab_bounces: *prng.pick(&[1, 2, 16]),
+        slabs_max: *prng.pick(&[1, 1, 2]),
+    };
+    let cold_read_len = *prng.pick(&[64u64, 64, 128, 256]) << 10;
+    let limits = ShardLimits {
+        arena_len_max: ByteCount::new(SLAB_LEN.get() * memory.slabs_max as u64),
+        connections_max: 8,
+        partitions_max: 16,
+        fetches_max: *prng.pick(&[2, 8, 64]),
+        pipeline_max: 4,
+        request_len_max: ByteCount::mib(1),
+        appends_waiting_max: *prng.pick(&[1, 16, 1024]),
+        acks_waiting_max: *prng.pick(&[4, 64, 8192]),
+        commits_in_flight_max: *prng.pick(&[1, 2, 64]),
+        cold_read_bytes_max: ByteCount::new(cold_read_len.max(*prng.pick(&[1, 1 << 20, 16 << 20]))),
+        cold_read_len: ByteCount::new(cold_read_len),
+    };
+    (limits, memory)
+}
+
+fn draw_faults(prng: &mut Prng) -> Faults {
+    let mut rate = |of: &[u32]| *prng.pick(of);
+    Faults {
+        read_eio: rate(&[0, 0, 600, 3000]),
+        read_short: rate(&[0, 0, 2000]),
+        write_eio: rate(&[0, 0, 600, 3000]),
+        write_short: rate(&[0, 2000, 8000]),
+        sync_eio: rate(&[0, 0, 600, 3000]),
+        other_eio: rate(&[0, 0, 0, 400]),
+        open_mfile: rate(&[0, 0, 0, 2000]),
+    }
+}

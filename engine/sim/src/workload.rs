@@ -1,0 +1,465 @@
+//! What clients do: the next request, and what its answer must be. Owns every request that has no answer yet.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use rohrpost_engine_core::error::{AppendError, FetchError, PartitionError};
+use rohrpost_engine_core::fetch::{FetchRequest, Fetched};
+use rohrpost_engine_core::log::Durability;
+use rohrpost_engine_core::message::{PartitionId, Reply, Request, Ticket, Watermarks};
+use rohrpost_engine_core::ops::Now;
+use rohrpost_engine_core::types::{ByteCount, Offset};
+
+use crate::batches::Batches;
+use crate::disk::SimDisk;
+use crate::oracle::Oracle;
+use crate::platform::SimPlatform;
+use crate::prng::Prng;
+use crate::settings::Settings;
+use crate::storage::End;
+
+/// Where the log directory lies on the simulated disk.
+pub(crate) const ROOT: &str = "/data";
+
+/// A request without an answer.
+#[derive(Debug)]
+pub(crate) enum Asked {
+    Open,
+    Append { sent: Option<std::ops::Range<usize>> },
+    Fetch { request: FetchRequest, at: Now, known: Watermarks, scan: bool },
+    Watermarks,
+    DeleteRecords,
+    Delete,
+    Shutdown,
+}
+
+/// Where a partition stands for its clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    Closed,
+    Opening,
+    /// Being read from end to end after opening; the next offset.
+    Scanning(i64),
+    Open,
+    Deleting,
+}
+
+/// Clients and what they know.
+pub(crate) struct Workload {
+    pub(crate) oracles: Vec<Oracle>,
+    pub(crate) standing: Vec<Standing>,
+    pub(crate) outstanding: BTreeMap<u64, (usize, Asked)>,
+    /// Whether operations may fail at the moment, or have failed in this life.
+    pub(crate) faulty: bool,
+    /// Whether the engine has been told to stop.
+    pub(crate) stopping: bool,
+    /// How the last shutdown ended.
+    pub(crate) stopped: Option<Result<(), PartitionError>>,
+    pub(crate) acked: u64,
+    pub(crate) served_len: u64,
+    batches: Batches,
+    ticket_next: u64,
+    prng: Prng,
+    disk: SimDisk,
+}
+
+impl Workload {
+    pub(crate) fn new(settings: &Settings, disk: SimDisk, prng: Prng) -> Self {
+        let oracles: Vec<_> = settings.partitions.iter().cloned().map(Oracle::new).collect();
+        Self {
+            standing: vec![Standing::Closed; oracles.len()],
+            oracles,
+            outstanding: BTreeMap::new(),
+            faulty: false,
+            stopping: false,
+            stopped: None,
+            acked: 0,
+            served_len: 0,
+            batches: Batches::default(),
+            ticket_next: 0,
+            prng,
+            disk,
+        }
+    }
+
+    /// A life has ended. Whoever has sent a request will never hear of it.
+    pub(crate) fn handle_end(&mut self, end: End) {
+        self.outstanding.clear();
+        self.stopping = false;
+        for (oracle, standing) in self.oracles.iter_mut().zip(&mut self.standing) {
+            oracle.handle_end(end);
+            if std::mem::replace(standing, Standing::Closed) == Standing::Deleting {
+                oracle.forget_promises();
+            }
+        }
+    }
+
+    /// Whether every partition has been opened and read.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.standing.iter().all(|standing| *standing == Standing::Open)
+    }
+
+    /// The engine has stopped in order.
+    pub(crate) fn handle_stopped(&mut self) {
+        self.oracles.iter_mut().for_each(Oracle::handle_stopped);
+    }
+
+    pub(crate) fn shutdown(&mut self) -> (Ticket, Request) {
+        self.stopping = true;
+        (self.ask(0, Asked::Shutdown), Request::Shutdown)
+    }
+
+    /// Opens what is closed, goes on reading what is being read.
+    pub(crate) fn prepare(&mut self, now: Now) -> Option<(Ticket, Request)> {
+        for partition in 0..self.standing.len() {
+            match self.standing[partition] {
+                Standing::Closed => {
+                    self.standing[partition] = Standing::Opening;
+                    let settings = self.oracles[partition].settings().clone();
+                    let request = Request::Open {
+                        partition: PartitionId(partition as u32),
+                        name: settings.name,
+                        config: settings.config,
+                    };
+                    return Some((self.ask(partition, Asked::Open), request));
+                }
+                Standing::Scanning(offset) if !self.is_scanning(partition) => {
+                    let len = self.prng.magnitude(1, 200_000);
+                    let mut request = FetchRequest::new(
+                        PartitionId(partition as u32),
+                        Offset::new(offset),
+                        ByteCount::new(len),
+                    );
+                    request.wait_ms_max = 0;
+                    return Some(self.fetch(partition, request, now, true));
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+
+    fn is_scanning(&self, partition: usize) -> bool {
+        let scan = |(of, asked): &(usize, Asked)| {
+            *of == partition && matches!(asked, Asked::Fetch { scan: true, .. })
+        };
+        self.outstanding.values().any(scan)
+    }
+
+    /// The next thing a client does; `None` if it would rather wait.
+    pub(crate) fn next_request(&mut self, settings: &Settings, now: Now) -> Option<(Ticket, Request)> {
+        let partition = self.prng.index(self.oracles.len());
+        if self.standing[partition] != Standing::Open {
+            return None;
+        }
+        let id = PartitionId(partition as u32);
+        let mix = &settings.mix;
+        let weights = [
+            mix.append,
+            mix.append_invalid,
+            mix.fetch,
+            mix.park,
+            mix.ask,
+            mix.delete_records,
+            mix.delete_partition,
+        ];
+        Some(match self.draw(&weights) {
+            0 => self.append(partition, settings.value_len_max, now),
+            1 => {
+                let len_max = self.oracles[partition].settings().config.batch_len_max.get();
+                let bytes = self.batches.make_invalid(&mut self.prng, now.wall, len_max);
+                let ticket = self.ask(partition, Asked::Append { sent: None });
+                (ticket, Request::Append { partition: id, batches: Bytes::from(bytes) })
+            }
+            2 => {
+                let request = self.draw_fetch(partition);
+                self.fetch(partition, request, now, false)
+            }
+            3 => {
+                let mut request = self.draw_fetch(partition);
+                if self.prng.one_in(2) {
+                    request.offset = self.oracles[partition].marks().high_watermark;
+                }
+                request.len_min = ByteCount::new(self.prng.magnitude(1, 100_000));
+                request.wait_ms_max = self.prng.magnitude(1, 5_000) as u32;
+                self.fetch(partition, request, now, false)
+            }
+            4 => (self.ask(partition, Asked::Watermarks), Request::Watermarks(id)),
+            5 => self.delete_records(partition),
+            _ => {
+                // Whatever is still on its way could arrive behind the deletion.
+                if self.outstanding.values().any(|(of, _)| *of == partition) {
+                    return None;
+                }
+                self.standing[partition] = Standing::Deleting;
+                (self.ask(partition, Asked::Delete), Request::Delete(id))
+            }
+        })
+    }
+
+    fn append(&mut self, partition: usize, value_len_max: u64, now: Now) -> (Ticket, Request) {
+        let oracle = &mut self.oracles[partition];
+        let len_max = oracle.settings().config.batch_len_max.get();
+        let count = if self.prng.one_in(4) { self.prng.range(2, 5) } else { 1 };
+        let mut bytes = Vec::new();
+        for _ in 0..count {
+            bytes.extend(self.batches.make(&mut self.prng, now.wall, value_len_max, len_max));
+        }
+        let bytes = Bytes::from(bytes);
+        let sent = Some(oracle.send(&bytes));
+        let request = Request::Append { partition: PartitionId(partition as u32), batches: bytes };
+        (self.ask(partition, Asked::Append { sent }), request)
+    }
+
+    fn draw_fetch(&mut self, partition: usize) -> FetchRequest {
+        let marks = self.oracles[partition].marks();
+        let (start, end) = (marks.log_start_offset.get(), marks.high_watermark.get());
+        let offset = match self.prng.below(16) {
+            0 => start - 1,
+            1 => end + self.prng.range(1, 10) as i64,
+            2..=4 => end,
+            5..=8 => (end - self.prng.magnitude(0, 20) as i64).max(start),
+            9 => start,
+            _ => start + self.prng.below((end - start) as u64 + 1) as i64,
+        };
+        let len = self.prng.magnitude(0, 300_000);
+        FetchRequest::new(PartitionId(partition as u32), Offset::new(offset), ByteCount::new(len))
+    }
+
+    fn fetch(&mut self, partition: usize, request: FetchRequest, now: Now, scan: bool) -> (Ticket, Request) {
+        let known = self.oracles[partition].marks();
+        (self.ask(partition, Asked::Fetch { request, at: now, known, scan }), Request::Fetch(request))
+    }
+
+    fn delete_records(&mut self, partition: usize) -> (Ticket, Request) {
+        let marks = self.oracles[partition].marks();
+        let (start, end) = (marks.log_start_offset.get(), marks.high_watermark.get());
+        let before = match self.prng.below(8) {
+            0 => -1,
+            1 => end + 1 + self.prng.below(100) as i64,
+            _ => start + self.prng.below((end - start) as u64 + 1) as i64,
+        };
+        self.oracles[partition].delete_records(before);
+        let request =
+            Request::DeleteRecords { partition: PartitionId(partition as u32), before: Offset::new(before) };
+        (self.ask(partition, Asked::DeleteRecords), request)
+    }
+
+    fn draw(&mut self, weights: &[u64]) -> usize {
+        let mut at = self.prng.below(weights.iter().sum());
+        for (index, weight) in weights.iter().enumerate() {
+            if at < *weight {
+                return index;
+            }
+            at -= weight;
+        }
+        unreachable!("the draw lies below the sum of the weights")
+    }
+
+    fn ask(&mut self, partition: usize, asked: Asked) -> Ticket {
+        self.ticket_next += 1;
+        self.outstanding.insert(self.ticket_next, (partition, asked));
+        Ticket(self.ticket_next)
+    }
+
+    /// An answer has come.
+    pub(crate) fn handle_reply(&mut self, ticket: Ticket, reply: Reply<SimPlatform>, now: Now) {
+        let (partition, asked) =
+            self.outstanding.remove(&ticket.0).unwrap_or_else(|| panic!("{ticket:?} is answered twice"));
+        self.note(ticket, partition, &reply);
+        match (asked, reply) {
+            (Asked::Open, Reply::Opened(result)) => self.handle_opened(partition, result),
+            (Asked::Append { sent }, Reply::Appended(result)) => match sent {
+                Some(sent) => {
+                    self.acked += u64::from(result.is_ok());
+                    self.oracles[partition].handle_appended(sent, &result, self.faulty);
+                }
+                None => self.check_refused(&result),
+            },
+            (Asked::Fetch { request, at, known, scan }, Reply::Fetched(result)) => match result {
+                Ok(fetched) => self.handle_fetched(partition, &request, at, known, scan, &fetched, now),
+                Err(error) => self.handle_fetch_error(partition, &request, known, scan, &error),
+            },
+            (Asked::Watermarks, Reply::Watermarks(result)) => {
+                if let Ok(marks) = result {
+                    self.oracles[partition].handle_marks(marks);
+                }
+            }
+            (Asked::DeleteRecords, Reply::RecordsDeleted(result)) => {
+                if let Ok(start) = result {
+                    self.oracles[partition].handle_records_deleted(start.get());
+                }
+            }
+            (Asked::Delete, Reply::Deleted(result)) => {
+                self.standing[partition] = Standing::Closed;
+                match result {
+                    Ok(()) => self.oracles[partition].handle_deleted(),
+                    Err(error) => self.handle_delete_failed(partition, &error),
+                }
+            }
+            (Asked::Shutdown, Reply::Stopped(result)) => self.stopped = Some(result),
+            (asked, _) => panic!("{asked:?} is answered by a reply of another kind"),
+        }
+    }
+
+    fn handle_opened(&mut self, partition: usize, result: Result<Watermarks, PartitionError>) {
+        match result {
+            Ok(marks) => {
+                self.oracles[partition].handle_opened(marks, self.faulty);
+                self.standing[partition] = Standing::Scanning(marks.log_start_offset.get());
+                self.finish_scan(partition);
+            }
+            Err(error) => {
+                let dark = self.disk.storage().ended().is_some();
+                assert!(dark || self.faulty, "a partition cannot be opened: {error}");
+                self.standing[partition] = Standing::Closed;
+            }
+        }
+    }
+
+    fn handle_delete_failed(&mut self, partition: usize, error: &PartitionError) {
+        let dark = self.disk.storage().ended().is_some();
+        assert!(dark || self.faulty, "a partition cannot be deleted: {error}");
+        self.oracles[partition].handle_delete_failed();
+    }
+
+    fn finish_scan(&mut self, partition: usize) {
+        if let Standing::Scanning(offset) = self.standing[partition]
+            && offset >= self.oracles[partition].marks().high_watermark.get()
+        {
+            self.oracles[partition].handle_scanned();
+            self.standing[partition] = Standing::Open;
+        }
+    }
+
+    fn check_refused(&self, result: &Result<rohrpost_engine_core::message::Appended, AppendError>) {
+        let refused = matches!(
+            result,
+            Err(AppendError::InvalidBatch { .. }
+                | AppendError::BatchTooLarge { .. }
+                | AppendError::Busy
+                | AppendError::Closing
+                | AppendError::DiskFull(_))
+        );
+        let failed = matches!(result, Err(AppendError::Failed(_))) && self.faulty;
+        assert!(refused || failed, "invalid batches are answered with {result:?}");
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of one question and its answer")]
+    fn handle_fetched(
+        &mut self,
+        partition: usize,
+        request: &FetchRequest,
+        at: Now,
+        known: Watermarks,
+        scan: bool,
+        fetched: &Fetched<SimPlatform>,
+        now: Now,
+    ) {
+        let bytes: Vec<u8> = fetched.pieces.iter().flat_map(|piece| piece.as_ref()).copied().collect();
+        let outcome = &fetched.outcome;
+        assert_eq!(bytes.len() as u64, outcome.len.get(), "an outcome of {outcome:?}");
+        self.served_len += bytes.len() as u64;
+        let oracle = &mut self.oracles[partition];
+        oracle.handle_planned(outcome.watermarks, known);
+        let offset = request.offset.get();
+        if bytes.is_empty() {
+            assert!(
+                offset >= known.high_watermark.get(),
+                "nothing at {offset}, but the high watermark was {} already",
+                known.high_watermark
+            );
+            let waited = now.mono.get().saturating_sub(at.mono.get()) / 1_000_000;
+            let may_wait = request.len_min.get() > 0 && request.wait_ms_max > 0;
+            assert!(
+                !may_wait || waited >= u64::from(request.wait_ms_max),
+                "nothing after {waited} ms of {request:?}"
+            );
+        }
+        let next = oracle.handle_served(offset, &bytes, outcome.watermarks.high_watermark.get());
+        if bytes.len() as u64 > request.len_max.get() {
+            oracle.check_single_batch(&bytes);
+        }
+        check_medium(&self.disk, oracle, outcome.segment, outcome.position.get(), &bytes);
+        if scan {
+            self.standing[partition] = Standing::Scanning(next);
+            self.finish_scan(partition);
+        }
+    }
+
+    fn handle_fetch_error(
+        &mut self,
+        partition: usize,
+        request: &FetchRequest,
+        known: Watermarks,
+        scan: bool,
+        error: &FetchError,
+    ) {
+        let offset = request.offset.get();
+        match error {
+            FetchError::OffsetOutOfRange { log_start_offset, log_end_offset, .. } => {
+                let (start, end) = (log_start_offset.get(), log_end_offset.get());
+                assert!(offset < start || offset > end, "{error}");
+                assert!(end >= known.high_watermark.get(), "{error}, known {known:?}");
+                // Retention may move the start during the scan.
+                if scan && offset < start {
+                    self.oracles[partition].handle_start_moved(start);
+                    self.standing[partition] = Standing::Scanning(start);
+                    self.finish_scan(partition);
+                }
+            }
+            FetchError::UnknownPartition if self.stopping => {}
+            FetchError::Busy | FetchError::Closing | FetchError::Cancelled => {}
+            FetchError::ReadFailed { .. } | FetchError::Disk(_) => {
+                assert!(self.faulty, "a fetch fails without a fault: {error}");
+            }
+            other => panic!("{request:?} is answered with: {other}"),
+        }
+    }
+
+    fn note(&self, ticket: Ticket, partition: usize, reply: &Reply<SimPlatform>) {
+        let (kind, ok, number) = match reply {
+            Reply::Opened(r) => (0, r.is_ok(), r.as_ref().map_or(0, |m| m.high_watermark.get())),
+            Reply::Appended(r) => (1, r.is_ok(), r.as_ref().map_or(0, |a| a.base_offset.get())),
+            Reply::Fetched(r) => (2, r.is_ok(), r.as_ref().map_or(0, |f| f.outcome.len.get() as i64)),
+            Reply::Watermarks(r) => (3, r.is_ok(), r.as_ref().map_or(0, |m| m.high_watermark.get())),
+            Reply::RecordsDeleted(r) => (5, r.is_ok(), r.as_ref().map_or(0, |o| o.get())),
+            Reply::Deleted(r) => (6, r.is_ok(), 0),
+            Reply::Stopped(r) => (7, r.is_ok(), 0),
+        };
+        let trace = &mut self.disk.storage().trace;
+        trace.note("reply", &[ticket.0, partition as u64, kind, u64::from(ok), number as u64]);
+        trace.remark(|| describe(reply));
+    }
+}
+
+/// What was served must be what the file holds, and must survive a power cut where that is promised.
+fn check_medium(disk: &SimDisk, oracle: &Oracle, segment: Offset, position: u64, bytes: &[u8]) {
+    let settings = oracle.settings();
+    let path = segment_path(&settings.name.to_string(), segment);
+    let storage = disk.storage();
+    let Some(held) = storage.peek(&path, position, bytes.len()) else { return };
+    assert!(held == bytes, "{} differs at {position} from what is served", path.display());
+    let durable = storage.is_durable(&path, position, bytes.len() as u64);
+    if settings.config.durability == Durability::Flushed && !bytes.is_empty() {
+        assert!(durable, "{} bytes at {position} of {} are served, not durable", bytes.len(), path.display());
+    }
+}
+
+fn segment_path(partition: &str, segment: Offset) -> PathBuf {
+    Path::new(ROOT).join(partition).join(format!("{:020}.log", segment.get()))
+}
+
+fn describe(reply: &Reply<SimPlatform>) -> String {
+    match reply {
+        Reply::Opened(r) => format!("opened {r:?}"),
+        Reply::Appended(r) => format!("appended {r:?}"),
+        Reply::Fetched(Ok(fetched)) => format!("fetched {:?}", fetched.outcome),
+        Reply::Fetched(Err(error)) => format!("not fetched: {error}"),
+        Reply::Watermarks(r) => format!("watermarks {r:?}"),
+        Reply::RecordsDeleted(r) => format!("records deleted {r:?}"),
+        Reply::Deleted(r) => format!("deleted {r:?}"),
+        Reply::Stopped(r) => format!("stopped {r:?}"),
+    }
+}
