@@ -87,7 +87,8 @@ impl<P: Platform> Partition<P> {
         if !due || segment.end == Position::ZERO {
             return;
         }
-        let to = segment.preallocated.plus(step).max(needed).min(limit);
+        // A reopened file ends with its last batch; from here on, extents start on whole blocks.
+        let to = segment.preallocated.align_up(DIRECT_IO_ALIGN).plus(step).max(needed).min(limit);
         let zero = self.config.zero_ahead && segment.preallocated >= needed;
         let from = segment.preallocated;
         self.segments[index].extending = true;
