@@ -1,6 +1,7 @@
 //! The root of a log directory: lock, checkpoints, markers, deletions.
 
 use super::*;
+use crate::disk::Errno;
 use crate::disk::memory::MemoryDisk;
 use crate::error::PartitionError;
 use crate::log::test_support::*;

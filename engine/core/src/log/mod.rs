@@ -10,12 +10,17 @@ mod found;
 mod golden_tests;
 mod identity;
 mod inventory;
+mod load;
 pub mod log_dir;
 pub(crate) mod partition;
 mod recovery;
 #[cfg(test)]
 mod recovery_random_tests;
+#[cfg(test)]
+mod reopen_tests;
 mod repair;
+mod rescan;
+mod root;
 mod scan;
 pub(crate) mod segment;
 mod segments;

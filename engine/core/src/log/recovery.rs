@@ -357,7 +357,10 @@ impl<D: Disk> Opening<'_, D> {
                 max_timestamp: found.max_timestamp,
                 first_timestamp: found.first_timestamp,
                 modified: self.log_dir.disk().modified(&path)?,
-                chain: found.chain.filter(|_| i == active).map(|chain| chain.builder),
+                chain: found
+                    .chain
+                    .filter(|_| i == active && !self.log_dir.is_read_only())
+                    .map(|chain| chain.builder),
                 companions_len: found.companions_len,
             });
         }

@@ -218,3 +218,9 @@ pub(crate) fn close(log_dir: &LogDir<MemoryDisk>, mut log: Box<Opened>) {
     };
     assert!(matches!(step.run(log_dir), StepOutput::Closed(Ok(()))));
 }
+
+/// The tests' partition's leader epoch file.
+pub(crate) fn epochs(disk: &MemoryDisk) -> String {
+    let bytes = disk.get(file("leader-epoch-checkpoint")).expect("every partition has one");
+    String::from_utf8(bytes).expect("it is text")
+}

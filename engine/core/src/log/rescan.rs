@@ -1,0 +1,166 @@
+//! Reading a segment from its first batch to its last: after a stop that was not clean, and where indexes are no help.
+
+use crate::disk::{Caching, Disk, DiskError, Errno, OpenMode};
+use crate::error::PartitionError;
+use crate::format::batch::BatchHeader;
+use crate::format::checkpoint::EpochStart;
+use crate::format::index::{IndexError, OffsetIndex, TimeIndex};
+use crate::format::index_build::IndexBuilder;
+use crate::format::names::SegmentFileKind;
+use crate::format::side_file::{ChainVerifier, SideFile};
+use crate::format::walk::{Check, StopReason};
+use crate::log::WriteMode;
+use crate::log::found::{Ending, Found, NewChain, SegmentContext, lens_of};
+use crate::log::scan::{SCAN_BLOCK_LEN, SegmentReader};
+use crate::log::step::CompanionsLen;
+use crate::types::{Offset, Position, Timestamp};
+
+impl<D: Disk> SegmentContext<'_, D> {
+    /// Reads the whole segment, checks every batch and builds its companions anew. The file is locked, and what was
+    /// read is made durable: a page cache may hold what the device never got.
+    pub(crate) fn scan(&self) -> Result<Found<D>, PartitionError> {
+        let file = self.open_locked()?;
+        let around_cache = match self.config.write_mode {
+            WriteMode::Direct => None,
+            WriteMode::Buffered => self.open_around_cache()?,
+        };
+        let side = self.read_side_file()?;
+        let source = around_cache.as_ref().unwrap_or(&file);
+        let mut found = self.scan_file(source, side.as_ref())?;
+        if !self.read_only {
+            self.disk.sync(&file)?;
+        }
+        let stays_open = self.next_base != Some(found.next_offset) || found.ending != Ending::Whole;
+        found.file = stays_open.then_some(file);
+        Ok(found)
+    }
+
+    /// After a failed write-back the page cache shows what the device does not have: read the device.
+    fn open_around_cache(&self) -> Result<Option<D::File>, DiskError> {
+        match self.disk.open(&self.path(SegmentFileKind::Log), OpenMode::Read, Caching::Direct) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if matches!(error.errno, Errno::INVAL | Errno::OPNOTSUPP) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn scan_file(&self, file: &D::File, side: Option<&SideFile>) -> Result<Found<D>, PartitionError> {
+        let mut reader = SegmentReader::new(self.disk, file, SCAN_BLOCK_LEN)?;
+        let file_len = reader.len();
+        let mut read = Rescan::new(self, file_len, side);
+        let ending = loop {
+            let header = match reader.batch(read.end, read.next_offset, Check::Crc)? {
+                Ok(header) => header,
+                Err(StopReason::End) => break Ending::Whole,
+                Err(other) => break Ending::Damage(describe(other)),
+            };
+            if self.next_base.is_some_and(|base| header.next_offset() > base) {
+                break Ending::Damage("a batch reaches into the next segment's offsets".to_owned());
+            }
+            read.push(&header).map_err(|error| self.unindexable(read.end, error))?;
+        };
+        if self.next_base.is_some() {
+            read.index.seal().map_err(|error| self.unindexable(read.end, error))?;
+        }
+        let chain = read.chain.finish();
+        let lens = lens_of(read.index.offsets(), read.index.times());
+        Ok(Found {
+            base_offset: self.base_offset,
+            file: None,
+            file_len,
+            end: read.end,
+            next_offset: read.next_offset,
+            ending,
+            max_timestamp: read.index.latest().timestamp,
+            index: read.index,
+            first_timestamp: read.first_timestamp,
+            companions_len: CompanionsLen { chain: chain.len, ..lens },
+            chain: Some(chain),
+            scanned: true,
+            batches: read.batches,
+            epochs: read.epochs,
+            side_end: side.filter(|_| !read.stale).map(SideFile::end_position),
+            note: read.stale.then(|| self.stale_note()),
+        })
+    }
+
+    fn stale_note(&self) -> String {
+        let path = self.path(SegmentFileKind::Chain);
+        format!(
+            "{} does not describe its segment, which another program may have changed; rebuilt.",
+            path.display()
+        )
+    }
+
+    fn unindexable(&self, at: Position, error: IndexError) -> PartitionError {
+        PartitionError::Corrupt {
+            path: self.path(SegmentFileKind::Log),
+            position: at.get(),
+            reason: error.to_string(),
+        }
+    }
+}
+
+/// What is known of a segment up to a batch.
+struct Rescan<'a> {
+    end: Position,
+    next_offset: Offset,
+    index: IndexBuilder,
+    chain: NewChain,
+    verifier: Option<ChainVerifier<'a>>,
+    /// Whether the side file describes other batches than these.
+    stale: bool,
+    batches: u64,
+    epochs: Vec<EpochStart>,
+    first_timestamp: Timestamp,
+}
+
+impl<'a> Rescan<'a> {
+    fn new<D: Disk>(context: &SegmentContext<'_, D>, len: Position, side: Option<&'a SideFile>) -> Self {
+        let base_offset = context.base_offset;
+        let (offsets_max, times_max) = context.entries_max(len.since(Position::ZERO));
+        let offsets = OffsetIndex::new(base_offset, offsets_max);
+        let times = TimeIndex::new(base_offset, times_max);
+        Self {
+            end: Position::ZERO,
+            next_offset: base_offset,
+            index: IndexBuilder::new(offsets, times, context.config.index_interval),
+            chain: NewChain::new(context.identity()),
+            verifier: side.map(ChainVerifier::new),
+            stale: false,
+            batches: 0,
+            epochs: Vec::new(),
+            first_timestamp: Timestamp::NONE,
+        }
+    }
+
+    fn push(&mut self, header: &BatchHeader) -> Result<(), IndexError> {
+        self.index.push_batch(header, self.end)?;
+        if let Some(verifier) = self.verifier.as_mut().filter(|_| !self.stale) {
+            self.stale = verifier.push_batch(header, self.end).is_err();
+        }
+        self.chain.push(header, self.end);
+        if self.epochs.last().is_none_or(|last| header.leader_epoch() > last.epoch) {
+            let (epoch, start_offset) = (header.leader_epoch(), header.base_offset());
+            self.epochs.push(EpochStart { epoch, start_offset });
+        }
+        if self.batches == 0 {
+            self.first_timestamp = header.max_timestamp();
+        }
+        self.batches += 1;
+        self.end = self.end.plus(header.batch_len());
+        self.next_offset = header.next_offset();
+        Ok(())
+    }
+}
+
+fn describe(reason: StopReason) -> String {
+    match reason {
+        StopReason::End => "the file ends".to_owned(),
+        StopReason::ZeroTail => "zeros instead of a batch".to_owned(),
+        StopReason::Torn { needed, found } => {
+            format!("a batch of {needed} bytes is cut short after {found}")
+        }
+        StopReason::Bad(error) => error.to_string(),
+    }
+}
