@@ -235,7 +235,10 @@ fn an_empty_segment_behind_a_torn_one_goes() {
     for (recovery_point, segments, end) in [(3, 1, 4), (4, 1, 4), (5, 2, 9), (9, 2, 9)] {
         let disk = killed_with(&first);
         disk.put(segment(9, "log"), &[]);
-        disk.put("/data/recovery-point-offset-checkpoint", format!("0\n1\nt 0 {recovery_point}\n").as_bytes());
+        disk.put(
+            "/data/recovery-point-offset-checkpoint",
+            format!("0\n1\nt 0 {recovery_point}\n").as_bytes(),
+        );
         let opened = reopen(&disk).unwrap();
         assert_eq!((opened.segments.len(), shape(&opened).1), (segments, end), "{recovery_point}");
         assert!(opened.segments.last().unwrap().file.is_some());
@@ -249,6 +252,22 @@ fn offset_gaps_are_legal() {
     disk.put(segment(2000, "log"), &batch(2500, 1, 10));
     let (segments, end) = shape(&reopen(&disk).unwrap());
     assert_eq!((segments[0], end), ((0, bytes.len() as u64), 2501));
+}
+
+/// A killed process leaves files whose names no sync has covered: recovery must not build on them.
+#[test]
+fn names_are_durable_before_anything_is_built_on_them() {
+    let disk = killed_with(&batches(0, 2, 50));
+    let dir = log_dir(&disk);
+    disk.take_trace();
+    drop(try_open(&dir, &config()).unwrap());
+    assert_eq!(disk.take_trace()[..2], ["sync directory /data/t-0", "sync directory /data"]);
+    drop(dir);
+    let empty = MemoryDisk::new();
+    empty.create_dir(Path::new(ROOT)).unwrap();
+    empty.take_trace();
+    drop(log_dir(&empty));
+    assert_eq!(empty.take_trace()[0], "sync directory /");
 }
 
 /// Batches larger than a scan's block are read in pieces.
