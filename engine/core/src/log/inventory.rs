@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::disk::{Disk, DiskError};
 use crate::error::PartitionError;
-use crate::format::names::{SegmentFile, SegmentFileKind, SegmentFileState};
+use crate::format::names::{self, SegmentFile, SegmentFileKind, SegmentFileState};
 use crate::types::Offset;
 
 /// The files of a partition.
@@ -35,7 +35,7 @@ impl Inventory {
         let (mut swaps, mut first_cleaned) = (Vec::new(), None::<Offset>);
         for entry in disk.list(dir)?.into_iter().filter(|entry| !entry.is_dir) {
             let Ok(file) = entry.name.parse::<SegmentFile>() else {
-                if entry.name.ends_with(".tmp") {
+                if is_temporary(&entry.name) {
                     found.leftovers.push(entry.name);
                 }
                 continue;
@@ -71,6 +71,16 @@ impl Inventory {
     pub(crate) fn orphans(&self) -> impl Iterator<Item = &SegmentFile> {
         self.companions.iter().filter(|file| !self.segments.contains(&file.base_offset))
     }
+}
+
+/// Whether the file is a replacement that was being written when its process died.
+fn is_temporary(name: &str) -> bool {
+    let replaced = name.strip_suffix(".tmp");
+    replaced.is_some_and(|name| {
+        name == names::LEADER_EPOCH_CHECKPOINT
+            || name == names::PARTITION_METADATA
+            || name.parse::<SegmentFile>().is_ok()
+    })
 }
 
 /// Path of a file of a segment.

@@ -117,10 +117,13 @@ fn leftovers_of_deletion_and_compaction_follow_kafkas_rules() {
     let disk = killed_with(&batches(0, 4, 50));
     let names = ["00000000000000000000.log.deleted", "00000000000000000002.log.cleaned"];
     let swaps = ["00000000000000000002.log.swap", "00000000000000000003.index.swap"];
-    for name in names.iter().chain(&swaps).chain(&["leader-epoch-checkpoint.tmp"]) {
+    for name in
+        names.iter().chain(&swaps).chain(&["leader-epoch-checkpoint.tmp", "00000000000000000000.index.tmp"])
+    {
         disk.put(file(name), b"x");
     }
     disk.put(segment(77, "index"), b"orphan");
+    disk.put(file("notes.tmp"), b"not ours");
     let early = disk.fork();
     early.put(file("00000000000000000001.log.swap"), b"x");
     let before = early.fork();
@@ -135,7 +138,7 @@ fn leftovers_of_deletion_and_compaction_follow_kafkas_rules() {
     assert_eq!(shape(&reopen(&disk).unwrap()).1, 4);
     let left: Vec<_> = disk.files().into_keys().filter(|path| path.starts_with("/data/t-0")).collect();
     let expected = ["log", "index", "timeindex", "chain"].map(|suffix| segment(0, suffix));
-    assert_eq!(left.len(), expected.len() + 2, "{left:?}");
+    assert_eq!(left.len(), expected.len() + 3, "{left:?}");
     assert!(expected.iter().all(|path| left.contains(path)), "{left:?}");
 }
 

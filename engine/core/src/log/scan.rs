@@ -161,6 +161,10 @@ pub(crate) fn find_batch<D: Disk>(
             break; // the file has become shorter
         }
         let starts = bytes.len() - HEADER_LEN + 1;
+        if is_zero(bytes) {
+            at += starts as u64; // reserved space, of which there may be gigabytes
+            continue;
+        }
         for (i, _) in bytes[MAGIC_AT..MAGIC_AT + starts].iter().enumerate().filter(|(_, magic)| **magic == 2)
         {
             let Ok(header) = BatchHeader::peek(&bytes[i..]) else { continue };
