@@ -70,8 +70,11 @@ pub struct Oracle {
     ends_since_stop: u64,
     /// Whether the partition has been open since the last orderly stop.
     opened_since_stop: bool,
-    /// A power cut may have taken any part of the log, at the level that allows it: offsets may have gaps.
-    gaps: bool,
+    /// A power cut may have taken any part of the log, at the level that allows it.
+    lossy: bool,
+    /// Offsets that a recovery has left without records, begin to end: batches that never got to the device, before
+    /// a segment that was made for what should have followed.
+    holes: BTreeMap<i64, i64>,
     life: u64,
     acked_end: i64,
 }
@@ -92,7 +95,8 @@ impl Oracle {
             stopped_end: 0,
             ends_since_stop: 0,
             opened_since_stop: true,
-            gaps: false,
+            lossy: false,
+            holes: BTreeMap::new(),
             life: 0,
             acked_end: 0,
         }
@@ -204,8 +208,9 @@ impl Oracle {
         }
     }
 
-    /// Bytes were served from `offset` on. Returns the offset after the last whole batch.
-    pub fn handle_served(&mut self, offset: i64, bytes: &[u8], high_watermark: i64) -> i64 {
+    /// Bytes were served from `offset` on; `scan` says that the log is being read for the first time after opening,
+    /// end to end. Returns the offset after the last whole batch.
+    pub fn handle_served(&mut self, offset: i64, bytes: &[u8], high_watermark: i64, scan: bool) -> i64 {
         let mut rest = bytes;
         let mut expected: Option<i64> = None;
         let mut epoch_before = i32::MIN;
@@ -214,11 +219,11 @@ impl Oracle {
             match expected {
                 None => {
                     let inside = base <= offset && offset < header.next_offset().get();
-                    let ok = inside || self.is_gap(offset, base);
+                    let ok = inside || self.is_hole(offset, base, scan);
                     assert!(ok, "a fetch from {offset} begins with {base}..{}", header.next_offset());
                 }
                 Some(expected) => {
-                    let ok = base == expected || self.is_gap(expected, base);
+                    let ok = base == expected || self.is_hole(expected, base, scan);
                     assert!(ok, "offsets are not dense: {base} after an end of {expected}");
                 }
             }
@@ -243,9 +248,30 @@ impl Oracle {
         expected.unwrap_or(offset)
     }
 
-    /// Whether the log may have lost `[from, to)`. Batches of this life are never lost.
-    fn is_gap(&self, from: i64, to: i64) -> bool {
-        self.gaps && from < to && self.log.range(from..to).all(|(_, placed)| placed.life < self.life)
+    /// Whether `[from, to)` holds no records. A scan right after opening finds that out; nothing that was seen or
+    /// acknowledged may be missing, unless the level allowed a power cut to take it.
+    fn is_hole(&mut self, from: i64, to: i64, scan: bool) -> bool {
+        if from >= to {
+            return false;
+        }
+        if scan {
+            let lossy = self.lossy;
+            let kept =
+                |base: i64, placed: &Placed| !lossy || base < self.stopped_end || placed.life == self.life;
+            if self.log.range(from..to).any(|(base, placed)| kept(*base, placed)) {
+                return false;
+            }
+            for (_, placed) in self.log.extract_if(from..to, |_, _| true) {
+                self.sent[placed.sent].fate = Fate::Gone;
+            }
+            self.holes.insert(from, to);
+        }
+        self.holes.range(..=from).next_back().is_some_and(|(_, end)| to <= *end)
+    }
+
+    /// Nothing was served from `offset` on. Whether that is right while the high watermark lies at `end`.
+    pub fn handle_nothing_served(&mut self, offset: i64, end: i64, scan: bool) -> bool {
+        offset >= end || self.is_hole(offset, end, scan)
     }
 
     /// Which of the batches sent these bytes are, as far as they go.
@@ -316,6 +342,7 @@ impl Oracle {
         for sent in &mut self.sent {
             sent.fate = Fate::Gone;
         }
+        self.holes.clear();
         self.log.clear();
         self.marks = Watermarks::default();
         (self.durable_end, self.start_max, self.start_confirmed, self.acked_end) = (0, 0, 0, 0);
@@ -353,7 +380,7 @@ impl Oracle {
         self.ends_since_stop += 1;
         if end == End::PowerCut && self.settings.config.durability == Durability::Written {
             self.durable_end = self.start_confirmed.max(self.stopped_end);
-            self.gaps = true;
+            self.lossy = true;
         }
     }
 
@@ -395,11 +422,12 @@ impl Oracle {
             && placed.end > end
         {
             // Only where everything was lost, and the log goes on at a start inside this batch.
-            let lost = self.gaps && start == end;
+            let lost = self.lossy && start == end;
             assert!(lost, "the log ends at {end}, inside the batch {base}..{}", placed.end);
             self.sent[placed.sent].fate = Fate::Gone;
             self.log.pop_last();
         }
+        self.holes.retain(|_, hole_end| *hole_end <= end);
         self.marks = marks;
         self.start_max = self.start_max.min(end).max(start);
         self.acked_end = 0;
@@ -408,26 +436,6 @@ impl Oracle {
 
     /// The whole log was read after opening: whatever was not in it is gone for good.
     pub fn handle_scanned(&mut self) {
-        let start = self.marks.log_start_offset.get();
-        let mut at: Option<i64> = None;
-        let lost = |base: i64, placed: &Placed| {
-            self.gaps && base >= self.stopped_end && placed.end > start && placed.life < self.life
-        };
-        for (_, placed) in self.log.extract_if(.., |base, placed| lost(*base, placed)) {
-            self.sent[placed.sent].fate = Fate::Gone;
-        }
-        for (base, placed) in &self.log {
-            if placed.end > start {
-                let dense = at.is_none_or(|at| at == *base);
-                assert!(dense || self.gaps, "a hole in the log from {at:?} to {base}");
-                at = Some(placed.end);
-            }
-        }
-        let end = self.marks.high_watermark.get();
-        assert!(
-            self.gaps || at.is_none_or(|at| at == end),
-            "the log was read up to {at:?}, its end is {end}"
-        );
         for sent in &mut self.sent {
             if sent.fate == Fate::Open && sent.life < self.life {
                 sent.fate = Fate::Gone;

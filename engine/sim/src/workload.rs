@@ -366,7 +366,7 @@ impl Workload {
         let offset = request.offset.get();
         if bytes.is_empty() {
             assert!(
-                offset >= known.high_watermark.get(),
+                oracle.handle_nothing_served(offset, known.high_watermark.get(), scan),
                 "nothing at {offset}, but the high watermark was {} already",
                 known.high_watermark
             );
@@ -377,12 +377,13 @@ impl Workload {
                 "nothing after {waited} ms of {request:?}"
             );
         }
-        let next = oracle.handle_served(offset, &bytes, outcome.watermarks.high_watermark.get());
+        let next = oracle.handle_served(offset, &bytes, outcome.watermarks.high_watermark.get(), scan);
         if bytes.len() as u64 > request.len_max.get() {
             oracle.check_single_batch(&bytes);
         }
         check_medium(&self.disk, oracle, outcome.segment, outcome.position.get(), &bytes);
         if scan {
+            let next = if bytes.is_empty() { known.high_watermark.get() } else { next };
             self.standing[partition] = Standing::Scanning(next);
             self.finish_scan(partition);
         }
