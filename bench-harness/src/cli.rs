@@ -215,6 +215,7 @@ fn options(args: &RunArgs) -> Result<RunOptions> {
     } else {
         args.paths.iter().map(|name| paths::find(name)).collect::<Result<Vec<_>>>()?
     };
+    paths::engine::check_mask(&args.mask_features)?;
     let rounds = args.rounds.unwrap_or(ROUNDS_DEFAULT);
     if rounds == 0 || args.seconds.is_some_and(|seconds| !(seconds > 0.0 && seconds <= 3600.0)) {
         return Err(BenchError::Usage(

@@ -1,6 +1,7 @@
 //! The default corpus: real Kafka segments with indexes, written once into the data directory and reused.
 //!
-//! Batches are about 16 KiB and all of different length, so that positions are never page-aligned and the copy
+//! Batches are about 16 KiB, in the last segment under 1 KiB, so that the smallest fetch holds a whole one. Their
+//! lengths all differ, so that positions are never page-aligned and the copy
 //! aliasing of one fixed alignment cannot favour or harm a path. The marker file is written last: a corpus
 //! without it was interrupted and is made again.
 
@@ -17,7 +18,10 @@ use crate::error::{BenchError, Result};
 use crate::interrupt;
 
 /// Raised when the content changes: an older corpus is made again.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// Largest batch of the old segments and of the last one.
+const BATCH_LEN_MAX: usize = 16 << 10;
+const HOT_BATCH_LEN_MAX: usize = 1000;
 const MARKER: &str = "corpus.json";
 /// First record's timestamp; fixed, so that a corpus is a function of its parameters.
 const EPOCH_MS: i64 = 1_700_000_000_000;
@@ -111,10 +115,12 @@ pub fn check_free(dir: &Path, len: u64) -> Result<()> {
 }
 
 fn write(partition: &Path, shape: Shape, progress: &mut impl FnMut(u64, u64)) -> Result<()> {
-    let mut source = BatchSource::new(1, 16 << 10);
+    let mut source = BatchSource::new(1, BATCH_LEN_MAX);
     let mut done = 0;
     for at in 0..=shape.cold_segments {
-        let len = if at < shape.cold_segments { shape.segment_len } else { shape.hot_len };
+        let is_hot = at == shape.cold_segments;
+        source.len_max = if is_hot { HOT_BATCH_LEN_MAX } else { BATCH_LEN_MAX };
+        let len = if is_hot { shape.hot_len } else { shape.segment_len };
         write_segment(partition, &mut source, len, |written| progress(done + written, shape.total_len()))?;
         done += len;
     }
@@ -135,7 +141,7 @@ fn write_segment(
     let mut position = 0;
     let mut batch = Vec::with_capacity(32 << 10);
     while position + source.len_max as u64 <= len_max {
-        if position & 0xff_ffff < source.len_max as u64 {
+        if position & 0xff_ffff < BATCH_LEN_MAX as u64 {
             interrupt::check()?;
             progress(position);
         }
@@ -176,7 +182,7 @@ const RECORD_OVERHEAD_LEN: usize = 32;
 const LEN_SPREAD: usize = 4096;
 
 impl BatchSource {
-    /// Batches of at most `len_max` bytes (at least 8 KiB), from offset 0.
+    /// Batches of at most `len_max` bytes (at least 500), from offset 0.
     pub fn new(seed: u64, len_max: usize) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
         let mut payload = vec![0; 1 << 20];

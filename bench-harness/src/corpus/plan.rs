@@ -40,7 +40,8 @@ impl FetchPlan {
         let starts = starts_in(log, log.len() - hot_len, hot.max_bytes, seed)?;
         if starts.is_empty() {
             return Ok(Err(format!(
-                "the log's last {} KiB have no indexed batch with {} KiB behind it in its segment",
+                "the log's last {} KiB have no indexed batch of at most {} KiB with as much behind it in its \
+                 segment",
                 hot_len >> 10,
                 hot.max_bytes >> 10
             )));
@@ -88,13 +89,14 @@ fn starts(log: &ServedLog, from: u64, to: u64) -> impl Iterator<Item = Start> + 
     })
 }
 
-/// Whether the entry's batch is the one its offset lies in: an append of several batches has one entry.
-fn is_exact(log: &ServedLog, start: &Start) -> Result<bool> {
+/// Whether the entry's batch is the one its offset lies in (an append of several batches has one entry) and fits
+/// the fetch (some paths return a larger first batch whole, as Kafka does, others cut it).
+fn is_exact(log: &ServedLog, start: &Start, len: u32) -> Result<bool> {
     let header = log.header(start.segment, start.position).map_err(|error| BenchError::Corpus {
         path: log.path(start.segment).to_path_buf(),
         why: format!("position {}: {error}", start.position),
     })?;
-    Ok(header.last_offset().get() == start.offset)
+    Ok(header.last_offset().get() == start.offset && header.batch_len().get() <= u64::from(len))
 }
 
 fn starts_in(log: &ServedLog, from: u64, len: u32, seed: u64) -> Result<Vec<i64>> {
@@ -106,7 +108,7 @@ fn starts_in(log: &ServedLog, from: u64, len: u32, seed: u64) -> Result<Vec<i64>
         if offsets.len() == HOT_STARTS_MAX {
             break;
         }
-        if is_exact(log, &start)? {
+        if is_exact(log, &start, len)? {
             offsets.push(start.offset);
         }
     }
@@ -128,7 +130,7 @@ fn run_through(log: &ServedLog, from: u64, to: u64, len: u32) -> Result<Vec<i64>
             // At a segment's end the last start may lie in what is covered already.
             let adds = end > covered;
             covered = covered.max(end);
-            if adds && is_exact(log, &chosen)? {
+            if adds && is_exact(log, &chosen, len)? {
                 offsets.push(chosen.offset);
             }
         }

@@ -107,7 +107,7 @@ pub(super) fn client_config(env: &Env, cell: &Cell<'_>, port: u16, seed: u64) ->
         port,
         workload: cell.workload.clone(),
         plan: cell.plan.clone(),
-        flags: 0,
+        flags: cell.path.request_flags(),
         seed,
         core: env.client_core,
         congestion: env.congestion.clone(),

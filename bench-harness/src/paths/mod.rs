@@ -3,10 +3,13 @@
 //! `skeleton.rs` is the file to copy. A path's `serve` function runs on the pinned main thread of a fresh
 //! server process and never returns while the process is wanted.
 
+use rohrpost_engine::Mode;
+
 use crate::error::{BenchError, Result};
 use crate::server::ServerContext;
 use crate::workload::{Kind, Workload};
 
+pub mod engine;
 mod null;
 mod pool;
 mod read_write;
@@ -43,6 +46,8 @@ pub struct Path {
     pub append: bool,
     /// Appends durably and serves readers at the tail.
     pub tail: bool,
+    /// Delivery mode that every request forces, if any.
+    pub mode: Option<Mode>,
     /// Whether the main job runs it.
     pub main: bool,
     /// Whether `run` takes it up without being asked by name.
@@ -59,10 +64,14 @@ const NONE: Path = Path {
     cold: false,
     append: false,
     tail: false,
+    mode: None,
     main: true,
     listed: true,
     serve: skeleton::serve,
 };
+
+const ENGINE_MODE: Path =
+    Path { role: Role::Engine, fetch: true, cold: true, main: false, serve: engine::serve, ..NONE };
 
 /// Every path there is.
 pub static PATHS: &[Path] = &[
@@ -129,6 +138,56 @@ pub static PATHS: &[Path] = &[
         ..NONE
     },
     Path {
+        name: "engine",
+        about: "the engine on io_uring, its own choice of delivery",
+        role: Role::Engine,
+        fetch: true,
+        cold: true,
+        append: true,
+        tail: true,
+        serve: engine::serve,
+        ..NONE
+    },
+    Path {
+        name: "engine_poll",
+        about: "the engine on its epoll driver",
+        role: Role::Engine,
+        fetch: true,
+        cold: true,
+        append: true,
+        tail: true,
+        serve: engine::serve_poll,
+        ..NONE
+    },
+    Path {
+        name: "engine_send",
+        about: "the engine on io_uring, every range copied from the arena",
+        mode: Some(Mode::Send),
+        ..ENGINE_MODE
+    },
+    Path {
+        name: "engine_sendfile",
+        about: "the engine on io_uring, every range by sendfile from the page cache",
+        mode: Some(Mode::Sendfile),
+        ..ENGINE_MODE
+    },
+    Path {
+        name: "engine_direct_send",
+        about: "the engine on io_uring, what is not in memory by direct read",
+        mode: Some(Mode::DirectSend),
+        ..ENGINE_MODE
+    },
+    Path {
+        name: "engine_buffered",
+        about: "the engine on io_uring, writing through the page cache with one sync per group",
+        role: Role::Engine,
+        append: true,
+        tail: true,
+        main: false,
+        serve: engine::serve_buffered,
+        ..NONE
+    },
+    Path {
         name: "skeleton",
         about: "the file to copy for a new path: pread and send, without any trick",
         fetch: true,
@@ -152,6 +211,11 @@ pub fn find(name: &str) -> Result<&'static Path> {
 }
 
 impl Path {
+    /// What requests to this path carry in `flags`.
+    pub fn request_flags(&self) -> u16 {
+        self.mode.map_or(0, engine::flags_of)
+    }
+
     /// Whether the path has nothing to do with this kind of workload.
     pub fn is_of_other_kind(&self, workload: &Workload) -> bool {
         !match workload.kind {

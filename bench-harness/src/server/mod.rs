@@ -7,6 +7,7 @@
 pub mod append_log;
 pub mod epoll;
 pub mod produce;
+pub mod service;
 pub mod source;
 
 use std::net::TcpListener;
@@ -175,10 +176,20 @@ impl ServerContext {
     /// # Errors
     /// If the parent is gone.
     pub fn ready(&mut self, note: &str) -> Result<()> {
+        let port = self.ready.as_ref().map_or(0, |ready| ready.port);
+        self.ready_on(port, note)
+    }
+
+    /// As [`ServerContext::ready`], for a path that listens by itself.
+    ///
+    /// # Errors
+    /// If the parent is gone.
+    pub fn ready_on(&mut self, port: u16, note: &str) -> Result<()> {
         let mut ready = self.ready.take().ok_or_else(|| BenchError::Process {
             who: "server",
             why: "said twice that it is ready".to_string(),
         })?;
+        ready.port = port;
         ready.note = note.to_string();
         ipc::child_send(&ready)
     }

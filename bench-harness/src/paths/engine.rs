@@ -1,0 +1,149 @@
+//! `engine`, `engine_poll`, `engine_<mode>` and `engine_buffered`: our engine, its server a service on the shard.
+//! The rows differ in driver, forced mode and write mode, and in nothing else.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use rohrpost_engine::linux::uring::FeatureMask;
+use rohrpost_engine::{
+    ByteCount, DriverChoice, DriverInUse, Durability, Engine, EngineOptions, LogConfig, Mode, TopicPartition,
+    WriteMode,
+};
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::error::{BenchError, Result};
+use crate::paths::write_fdatasync::wait_for_end;
+use crate::server::ServerContext;
+use crate::server::service::{BenchService, Producer, WIRE_MODES};
+use crate::workload::{Kind, Workload};
+
+fn failed(why: impl ToString) -> BenchError {
+    BenchError::Process { who: "server", why: why.to_string() }
+}
+
+/// The number a request forces this mode by.
+pub(super) fn flags_of(mode: Mode) -> u16 {
+    WIRE_MODES.iter().find(|(_, known)| *known == mode).map_or(0, |(number, _)| *number)
+}
+
+pub(super) fn serve(context: &mut ServerContext) -> Result<()> {
+    serve_with(context, DriverChoice::Uring, WriteMode::Direct)
+}
+
+pub(super) fn serve_poll(context: &mut ServerContext) -> Result<()> {
+    serve_with(context, DriverChoice::Poll, WriteMode::Direct)
+}
+
+pub(super) fn serve_buffered(context: &mut ServerContext) -> Result<()> {
+    serve_with(context, DriverChoice::Uring, WriteMode::Buffered)
+}
+
+/// The engine's log directory, and the partitions to open in it.
+fn partitions(context: &ServerContext) -> Result<(std::path::PathBuf, Vec<TopicPartition>)> {
+    let Some(segments) = &context.config.segments else {
+        let count = context.config.workload.append.as_ref().map_or(0, |append| append.partitions);
+        let names = (0..count).map(|at| format!("bench-{at}").parse().map_err(failed));
+        return Ok((context.config.scratch.clone(), names.collect::<Result<_>>()?));
+    };
+    let absolute = segments.canonicalize().map_err(BenchError::file("find", segments))?;
+    let name = absolute.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let partition = name.parse().map_err(|_| {
+        failed(format!("the engine opens partition directories by name: {name} is not <topic>-<number>"))
+    })?;
+    Ok((absolute.parent().unwrap_or(Path::new("/")).to_path_buf(), vec![partition]))
+}
+
+fn mask(names: &[String]) -> Result<FeatureMask> {
+    names.join(",").parse().map_err(|error| BenchError::Usage(format!("--mask-features: {error}")))
+}
+
+/// Whether every name is a feature that can be masked.
+///
+/// # Errors
+/// `Usage`, listing the names there are.
+pub fn check_mask(names: &[String]) -> Result<()> {
+    if names.is_empty() { Ok(()) } else { mask(names).map(|_| ()) }
+}
+
+fn options(context: &ServerContext, dir: &Path, driver: DriverChoice) -> Result<EngineOptions> {
+    let mut options = EngineOptions::new(dir);
+    let workload = &context.config.workload;
+    options.read_only = workload.kind == Kind::Fetch;
+    options.driver = driver;
+    options.cores = vec![Some(context.config.core)];
+    options.congestion_control = Some(context.config.congestion.clone());
+    if workload.kind != Kind::Append {
+        options.listen = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+    }
+    if !context.config.mask_features.is_empty() {
+        options.feature_mask = mask(&context.config.mask_features)?;
+    }
+    if let Some(arena) = workload.append.as_ref().map(|append| append.arena_len).filter(|len| *len > 0) {
+        options.limits.arena_len_max = ByteCount::new(arena);
+    }
+    Ok(options)
+}
+
+fn log_config(workload: &Workload, write_mode: WriteMode) -> LogConfig {
+    let mut config = LogConfig { durability: Durability::Flushed, write_mode, ..LogConfig::default() };
+    if let Some(append) = &workload.append {
+        config.segment_len_max = ByteCount::new(append.segment_len);
+    }
+    config
+}
+
+fn serve_with(context: &mut ServerContext, driver: DriverChoice, write_mode: WriteMode) -> Result<()> {
+    let (dir, names) = partitions(context)?;
+    let opened = Arc::new(AtomicUsize::new(0));
+    let refused = Arc::new(AtomicU64::new(0));
+    let workload = context.config.workload.clone();
+    let producer = workload.append.clone().map(|append| {
+        let (recorder, stop) = (context.recorder.clone(), context.stop.clone());
+        Producer::new(append, recorder, stop, context.stats.clone(), refused.clone())
+    });
+    if producer.is_some() {
+        context.recorder.start();
+    }
+    let mut service = Some(BenchService::new(producer, opened.clone(), context.stats.clone()));
+    // One shard, so the closure runs once.
+    let make = |_| service.take().expect("an engine of one core makes one service");
+    let engine = Engine::start_with(options(context, &dir, driver)?, make).map_err(failed)?;
+    let config = log_config(&workload, write_mode);
+    for name in &names {
+        engine.handle().open_partition_blocking(name, config.clone()).map_err(failed)?;
+    }
+    if opened.load(Ordering::Acquire) != names.len() {
+        return Err(failed("the service was not told of every partition"));
+    }
+    // What is measured begins when everything is open.
+    let note = match engine.driver() {
+        DriverInUse::Uring { missing } if missing.is_empty() => "io_uring".to_string(),
+        DriverInUse::Uring { missing } => format!("io_uring without {}", missing.join("; ")),
+        DriverInUse::Poll { reason } => format!("poll: {reason}"),
+    };
+    context.ready_on(engine.local_addr().map_or(0, |addr| addr.port()), &note)?;
+    if workload.append.is_none() {
+        return wait_for_end();
+    }
+    wait_for_stop(context)?;
+    engine.shutdown().map_err(failed)?;
+    let refused = refused.load(Ordering::Relaxed);
+    if refused > 0 {
+        return Err(failed(format!("the engine refused {refused} appends")));
+    }
+    context.stop.finished();
+    wait_for_end()
+}
+
+fn wait_for_stop(context: &ServerContext) -> Result<()> {
+    let mut fds = [PollFd::new(&context.stop.event, PollFlags::IN)];
+    while !context.stop.is_set() {
+        match poll(&mut fds, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(BenchError::system("poll")(error)),
+        }
+    }
+    Ok(())
+}
