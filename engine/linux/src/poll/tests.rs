@@ -8,7 +8,7 @@ use rohrpost_engine_core::platform::Arena;
 use super::*;
 use crate::helper::{Helper, RunStep};
 use crate::inbox::Mailbox;
-use crate::testing::{Options, Rig, disk_bodies, net_bodies};
+use crate::testing::{Options, Rig, disk_bodies, limit_bodies, net_bodies};
 
 struct NoReplies;
 
@@ -88,6 +88,14 @@ bodies! {
     disk_bodies::reads_fill_their_chunk => reads_fill_their_chunk(no_registration);
     disk_bodies::failed_writes_say_why => failed_writes_say_why();
     disk_bodies::more_operations_than_the_queue_holds => more_operations_than_the_queue_holds();
+    limit_bodies::full_disk => full_disk();
+}
+
+#[test]
+fn out_of_descriptors() {
+    if limit_bodies::in_child("poll::tests::out_of_descriptors") {
+        limit_bodies::out_of_descriptors(make);
+    }
 }
 
 /// A driver that waits without a deadline is woken by a request, by a step's end and by fresh memory.

@@ -2,6 +2,7 @@
 //! driver must pass.
 
 pub(crate) mod disk_bodies;
+pub(crate) mod limit_bodies;
 pub(crate) mod net_bodies;
 
 use std::io::{Read, Write};
