@@ -71,7 +71,8 @@ pub fn printed(number: usize) -> String {
     format!("{number}\t{}\t{}", key(number), value(number))
 }
 
-fn batch(base: i64, records: usize) -> Vec<u8> {
+/// A batch of `records` records from number `base` on, at that offset.
+pub fn batch(base: i64, records: usize) -> Vec<u8> {
     let mut batch = BatchBuilder::new();
     batch.base_offset(Offset::new(base)).leader_epoch(LeaderEpoch::new(0));
     for number in base..base + records as i64 {
@@ -81,11 +82,13 @@ fn batch(base: i64, records: usize) -> Vec<u8> {
     batch.build()
 }
 
-fn key(number: usize) -> String {
+/// Key of record `number`.
+pub fn key(number: usize) -> String {
     format!("key-{number}")
 }
 
-fn value(number: usize) -> String {
+/// Value of record `number`.
+pub fn value(number: usize) -> String {
     format!("value-{number}-{}", "abcdefghij".repeat(10))
 }
 

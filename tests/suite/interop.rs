@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::Path;
 
+use rohrpost_engine::{DriverChoice, Engine};
 use rohrpost_tests::writer::{self, Shape};
-use rohrpost_tests::{dump, golden, kafka};
+use rohrpost_tests::{dump, engine, golden, kafka};
 
 /// Directories that no version of our code has seen before: `inspect` says of every entry what Kafka says.
 #[test]
@@ -93,4 +94,87 @@ fn segment_files(dir: &Path, partition: &str) -> Vec<String> {
     let mut files: Vec<String> = names.filter(wanted).map(|name| format!("{partition}/{name}")).collect();
     files.sort();
     files
+}
+
+/// One directory, in turn: the broker makes it, the engine fills it and stops (or is killed), DumpLogSegments finds
+/// nothing wrong, the broker serves and appends, the engine serves both and appends, the broker serves all.
+fn engine_and_broker_take_turns(topic: &str, clean: bool) {
+    let scratch = tempfile::tempdir().unwrap();
+    let broker = kafka::Broker::start(scratch.path(), &[]);
+    broker.create_topic(topic, &["retention.ms=-1"]);
+    let root = broker.log_dir();
+    broker.stop();
+    let name = format!("{topic}-0");
+
+    let first = engine::start(&root, DriverChoice::Auto);
+    let partition = engine::open(&first, &name, engine::small_segments());
+    let mut expected = Vec::new();
+    for number in 0..BATCHES {
+        engine::append(&partition, writer::batch((number * RECORDS) as i64, RECORDS));
+        expected.extend((number * RECORDS..(number + 1) * RECORDS).map(writer::printed));
+    }
+    assert_eq!(engine::printed(&engine::read_all(&partition)), expected);
+    stop(first, clean);
+    assert!(segment_files(&root.join(&name), &name).len() > 6, "several segments");
+    assert_clean(&root, &name, clean);
+
+    let broker = kafka::Broker::start(scratch.path(), &[]);
+    assert_eq!(broker.consume(topic, 0, expected.len()), expected);
+    broker.produce(topic, &["theirs\tone".to_owned(), "theirs\ttwo".to_owned()]);
+    let end = expected.len();
+    expected.extend([format!("{end}\ttheirs\tone"), format!("{}\ttheirs\ttwo", end + 1)]);
+    broker.stop();
+
+    let second = engine::start(&root, DriverChoice::Auto);
+    let partition = engine::open(&second, &name, engine::small_segments());
+    assert_eq!(engine::printed(&engine::read_all(&partition)), expected);
+    engine::append(&partition, writer::batch(0, 1));
+    expected.push(format!("{}\t{}\t{}", end + 2, writer::key(0), writer::value(0)));
+    stop(second, clean);
+    assert_clean(&root, &name, clean);
+
+    let broker = kafka::Broker::start(scratch.path(), &[]);
+    assert_eq!(broker.consume(topic, 0, expected.len()), expected);
+    broker.stop();
+    assert_eq!(dump::report(&root).problems(), 0, "{}", dump::report(&root));
+}
+
+const BATCHES: usize = 60;
+const RECORDS: usize = 40;
+
+#[test]
+fn engine_and_broker_take_turns_in_good_order() {
+    if kafka::is_available("engine_and_broker_take_turns_in_good_order") {
+        engine_and_broker_take_turns("orderly", true);
+    }
+}
+
+#[test]
+fn engine_and_broker_take_turns_after_a_kill() {
+    if kafka::is_available("engine_and_broker_take_turns_after_a_kill") {
+        engine_and_broker_take_turns("killed", false);
+    }
+}
+
+/// Dropping an engine leaves the directory as a kill does.
+fn stop(engine: Engine, clean: bool) {
+    if clean {
+        engine.shutdown().unwrap();
+    } else {
+        drop(engine);
+    }
+}
+
+/// Neither tool finds anything wrong, and both find the same. A zero tail stops DumpLogSegments with an exception, so
+/// what a kill leaves is `inspect`'s alone.
+fn assert_clean(root: &Path, partition: &str, clean: bool) {
+    let (ours, report) = dump::ours(root);
+    assert_eq!(report.problems(), 0, "{report}");
+    if clean {
+        let theirs = kafka::dump(root, &segment_files(&root.join(partition), partition));
+        assert_eq!(kafka::complaints(&theirs), [""; 0], "DumpLogSegments of what the engine wrote");
+        let theirs = dump::sections(&theirs);
+        assert!(theirs.values().flatten().count() > BATCHES, "the oracle is there");
+        dump::assert_equal(&ours, &theirs);
+    }
 }

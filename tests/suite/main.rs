@@ -1,4 +1,5 @@
 //! The test suite: one binary, one module for each topic.
 
+mod engine_files;
 mod golden;
 mod interop;
