@@ -1,7 +1,6 @@
 //! The engine: shards on threads of their own, and the handle to them.
 
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -23,7 +22,7 @@ use crate::error::{RequestError, StartError};
 use crate::handle::{Handle, ShardLink};
 use crate::options::{DriverChoice, EngineOptions};
 use crate::replies::{Pending, Waiters};
-use crate::runtime::{self, RingOutside, ShardEnd};
+use crate::runtime::{self, ShardEnd};
 
 /// The driver an engine runs on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -224,15 +223,6 @@ impl Starter<'_> {
             .map_err(|source| StartError::System { action: "start helper threads".to_owned(), source })
     }
 
-    /// The ring driver takes the bare descriptor.
-    fn take_listener_fd(&mut self) -> Result<Option<std::os::fd::OwnedFd>, StartError> {
-        let listener = self.listener.take();
-        listener
-            .map(|listener| listener.as_fd().try_clone_to_owned())
-            .transpose()
-            .map_err(|source| StartError::System { action: "duplicate the listener".to_owned(), source })
-    }
-
     fn inbox<P: LinuxPlatform>(&self) -> Result<Inbox<P>, StartError> {
         Inbox::new(self.options.requests_max)
             .map_err(|source| StartError::System { action: "create a shard's inbox".to_owned(), source })
@@ -249,17 +239,18 @@ impl Starter<'_> {
             let inbox = self.inbox()?;
             let waiters = Waiters::default();
             started.0.push(ShardLink { requests: Arc::new(inbox.mailbox()), waiters: waiters.clone() });
-            let mut config = UringConfig::new(self.options.limits.clone(), report.clone());
-            config.listener = self.take_listener_fd()?;
-            let outside =
-                RingOutside { helper: helper.for_shard(inbox.mailbox()), inbox, waiters: waiters.clone() };
+            let config = UringConfig::new(self.options.limits.clone(), report.clone());
+            let listener = self.listener.take();
+            let shard_helper = helper.for_shard(inbox.mailbox());
             let (limits, service, helper) =
                 (self.options.limits.clone(), service(index), Arc::clone(&helper));
+            let sink = waiters.clone();
             let thread = spawn(index, core, waiters, move || {
                 let _keep = helper;
                 let arena = LinuxArena::new(limits.slabs_max());
                 let mut shard = Shard::new(limits, arena, service);
-                let mut driver = UringDriver::new(config, outside).map_err(|error| error.to_string())?;
+                let mut driver = UringDriver::new(config, listener, inbox, shard_helper, Box::new(sink))
+                    .map_err(|error| error.to_string())?;
                 runtime::run(&mut driver, &mut shard).map_err(|error| error.to_string())
             })?;
             started.1.push(thread);

@@ -1,18 +1,13 @@
 //! The loop that a shard's thread runs, and what connects its driver to the rest of the engine.
 
-use std::os::fd::BorrowedFd;
-
-use rohrpost_engine_core::log::step::Step;
-use rohrpost_engine_core::message::{Reply, Request, Ticket};
-use rohrpost_engine_core::ops::{Driver, Event, Ops, Token};
+use rohrpost_engine_core::message::{Request, Ticket};
+use rohrpost_engine_core::ops::{Driver, Ops};
 use rohrpost_engine_core::service::Service;
 use rohrpost_engine_core::shard::{Shard, ShardStats};
-use rohrpost_engine_linux::helper::{LinuxPlatform, ShardHelper};
-use rohrpost_engine_linux::inbox::{Inbox, Mailbox, ReplySink, RequestRefused};
-use rohrpost_engine_linux::uring::{Outside, UringPlatform};
+use rohrpost_engine_linux::helper::LinuxPlatform;
+use rohrpost_engine_linux::inbox::{Mailbox, RequestRefused};
 
 use crate::handle::Requests;
-use crate::replies::Waiters;
 
 /// Operations of one kind that a turn may ask for before the queues grow.
 const OPS_CAPACITY: usize = 1024;
@@ -58,42 +53,5 @@ where
 {
     fn request(&self, ticket: Ticket, request: Request) -> Result<(), RequestRefused> {
         Mailbox::request(self, ticket, request)
-    }
-}
-
-/// The ring driver's way to helper threads and handles.
-pub(crate) struct RingOutside {
-    pub(crate) inbox: Inbox<UringPlatform>,
-    pub(crate) helper: ShardHelper<UringPlatform>,
-    pub(crate) waiters: Waiters,
-}
-
-impl Outside for RingOutside {
-    fn wake_fd(&self) -> BorrowedFd<'_> {
-        self.inbox.wake_fd()
-    }
-
-    fn park(&mut self) -> bool {
-        !self.inbox.prepare_wait()
-    }
-
-    fn unpark(&mut self) {
-        self.inbox.after_wait();
-    }
-
-    fn drain(&mut self, events: &mut Vec<Event<UringPlatform>>) {
-        self.inbox.drain(events);
-    }
-
-    fn run_step(&mut self, token: Token, step: Box<Step<UringPlatform>>) {
-        self.helper.submit_step(token, step);
-    }
-
-    fn grow(&mut self) {
-        self.helper.grow();
-    }
-
-    fn reply(&mut self, ticket: Ticket, reply: Reply<UringPlatform>) {
-        self.waiters.reply(ticket, reply);
     }
 }

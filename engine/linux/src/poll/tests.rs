@@ -55,7 +55,7 @@ fn make(options: Options) -> TestDriver {
     let run: RunStep<PollPlatform> = Box::new(|_| StepOutput::SegmentsDeleted(Ok(())));
     let helper = Helper::start(1, run).unwrap();
     let shard = helper.for_shard(mailbox.clone());
-    let listener = options.listener.map(|listener| Listener::try_from(listener).unwrap());
+    let listener = options.listener;
     let driver = PollDriver::new(config, listener, inbox, shard, Box::new(NoReplies)).unwrap();
     TestDriver { driver, mailbox, _helper: helper }
 }

@@ -6,7 +6,7 @@ pub(crate) mod limit_bodies;
 pub(crate) mod net_bodies;
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ use rohrpost_engine_core::types::ByteCount;
 use crate::arena::{LinuxArena, LinuxChunk, LinuxLease, LinuxSlab};
 use crate::disk::LinuxDisk;
 use crate::file::LinuxFile;
+use crate::net::{ListenOptions, Listener};
 
 /// How long a test waits before it calls something lost.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -37,7 +38,7 @@ impl<P> LinuxTypes for P where
 /// What a test asks of the driver it is given.
 pub(crate) struct Options {
     pub(crate) limits: ShardLimits,
-    pub(crate) listener: Option<TcpListener>,
+    pub(crate) listener: Option<Listener>,
     pub(crate) recv_buf_count: u16,
     pub(crate) recv_buf_len: usize,
 }
@@ -53,7 +54,8 @@ impl Default for Options {
 impl Options {
     /// With a listener on a free port of the loopback device; its address.
     pub(crate) fn listening() -> (Self, SocketAddr) {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let listener =
+            Listener::bind(([127, 0, 0, 1], 0).into(), &ListenOptions::default()).expect("a free port");
         let address = listener.local_addr().expect("a bound socket has an address");
         (Self { listener: Some(listener), ..Self::default() }, address)
     }

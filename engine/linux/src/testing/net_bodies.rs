@@ -189,7 +189,7 @@ pub(crate) fn pause_and_resume<D: Driver>(make: impl Fn(Options) -> D)
 where
     D::Platform: LinuxTypes,
 {
-    const LEN: usize = 256 << 10;
+    const LEN: usize = 64 << 10;
     let (options, address) = Options::listening();
     let mut rig = Rig::new(make(options));
     let (mut client, id) = rig.connect(address);

@@ -4,7 +4,7 @@
 //! the table full is closed and counted. When the process has no descriptor left, accepting rests
 //! until a connection has closed or [`RETRY_MS`] have passed.
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 
 use io_uring::{opcode, types};
@@ -17,6 +17,7 @@ use super::features::{Feature, FeatureSet};
 use super::net_ops::ConnTable;
 use super::ring::{Cqe, Ring, RingError};
 use super::slab::{Key, Kind};
+use crate::net::Listener;
 
 /// How long accepting rests when descriptors or memory are short, milliseconds.
 const RETRY_MS: u64 = 100;
@@ -35,7 +36,7 @@ enum State {
 
 /// See the module.
 pub(super) struct Acceptor {
-    listener: Option<OwnedFd>,
+    listener: Option<Listener>,
     state: State,
     retry_at: Option<Nanos>,
     /// Connections closed at once because the table was full.
@@ -48,7 +49,7 @@ pub(super) struct Acceptor {
 
 impl Acceptor {
     /// Accepts on `listener`, if there is one.
-    pub(super) fn new(listener: Option<OwnedFd>) -> Self {
+    pub(super) fn new(listener: Option<Listener>) -> Self {
         let state = if listener.is_some() { State::Idle } else { State::Stopped };
         Self { listener, state, retry_at: None, refused_count: 0, starved_count: 0, broken: None }
     }
@@ -83,7 +84,7 @@ impl Acceptor {
         }
         self.retry_at = None;
         self.state = State::Armed;
-        let listener = types::Fd(listener.as_raw_fd());
+        let listener = types::Fd(listener.as_fd().as_raw_fd());
         let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
         let entry = if features.has(Feature::MultishotAccept) {
             opcode::AcceptMulti::new(listener).flags(flags).build()

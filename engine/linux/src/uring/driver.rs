@@ -5,7 +5,7 @@
 //! disk operations are reported before those of sockets; what the kernel may still write to is freed
 //! only after its last completion, in `drop` as well.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use io_uring::{opcode, types};
@@ -14,17 +14,22 @@ use rohrpost_engine_core::limits::ShardLimits;
 use rohrpost_engine_core::ops::{Driver, Event, Now, Ops};
 use rohrpost_engine_core::types::{ByteCount, Nanos, Timestamp};
 
+use super::UringPlatform;
 use super::accept::Acceptor;
 use super::disk_ops::DiskTable;
 use super::features::{Feature, FeatureSet, Missing, Reason};
 use super::net_ops::ConnTable;
 use super::probe::ProbeReport;
 use super::recv::RecvPool;
-use super::ring::{Cqe, Ring, RingError, RingSizes, errno_of};
+use super::ring::{Cqe, Ring, RingError, RingSizes};
 use super::setup_error::{SetupError, locked_memory_limit};
 use super::slab::{Key, Kind};
-use super::{Outside, UringPlatform};
 use crate::arena::LinuxSlab;
+use crate::file::errno_of_io;
+use crate::helper::ShardHelper;
+use crate::inbox::{Inbox, ReplySink};
+use crate::net::Listener;
+use crate::stats::DriverStats;
 
 /// What a driver is made of.
 #[derive(Debug)]
@@ -33,9 +38,6 @@ pub struct UringConfig {
     pub limits: ShardLimits,
     /// What the host can do, from [`super::probe()`].
     pub report: ProbeReport,
-    /// Where connections come from, non-blocking or not, with the socket options that accepted
-    /// connections inherit.
-    pub listener: Option<OwnedFd>,
     /// Length of a receive buffer, bytes.
     pub recv_buf_len: usize,
     /// Receive buffers, a power of two.
@@ -48,7 +50,7 @@ impl UringConfig {
     /// Defaults for a shard of these limits.
     pub fn new(limits: ShardLimits, report: ProbeReport) -> Self {
         let recv_buf_count = limits.connections_max.next_power_of_two().clamp(64, 512) as u16;
-        Self { limits, report, listener: None, recv_buf_len: 16 << 10, recv_buf_count, workers_max: 4 }
+        Self { limits, report, recv_buf_len: 16 << 10, recv_buf_count, workers_max: 4 }
     }
 
     /// What the driver's memory goes to, apart from the arena; the queues count as locked memory.
@@ -68,11 +70,9 @@ impl UringConfig {
 
 /// What a driver has done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct UringStats {
+pub struct UringCounters {
     /// Calls of `io_uring_enter`.
     pub enter_count: u64,
-    /// Turns.
-    pub turn_count: u64,
     /// Disk transfers from or to registered memory.
     pub fixed_count: u64,
     /// Disk transfers from or to memory that the kernel had to pin for them.
@@ -92,29 +92,41 @@ pub struct UringStats {
 }
 
 /// The io_uring driver of one shard. Made and used on the shard's thread.
-pub struct UringDriver<O: Outside> {
+pub struct UringDriver {
     ring: Ring,
     disk: DiskTable,
     conns: ConnTable,
     acceptor: Acceptor,
-    outside: O,
+    inbox: Inbox<UringPlatform>,
+    helper: ShardHelper<UringPlatform>,
+    replies: Box<dyn ReplySink<UringPlatform>>,
     wake_armed: bool,
     cqes: Vec<Cqe>,
     missing: Vec<Missing>,
-    stats: UringStats,
+    counters: UringCounters,
+    stats: DriverStats,
+    wake_reads: u64,
+    /// Kernel entries already in `stats`.
+    entries_counted: u64,
 }
 
-impl<O: Outside> UringDriver<O> {
+impl UringDriver {
     /// Makes the ring and its tables, and blocks `SIGPIPE` for the calling thread.
     ///
     /// # Errors
     /// When the ring or the receive buffers cannot be had.
-    pub fn new(config: UringConfig, outside: O) -> Result<Self, SetupError> {
+    pub fn new(
+        config: UringConfig,
+        listener: Option<Listener>,
+        inbox: Inbox<UringPlatform>,
+        helper: ShardHelper<UringPlatform>,
+        replies: Box<dyn ReplySink<UringPlatform>>,
+    ) -> Result<Self, SetupError> {
         let limits = &config.limits;
         let mut missing = config.report.missing.clone();
         let sizes = ring_sizes(limits, config.recv_buf_count, config.workers_max);
         let mut ring = Ring::new(sizes, config.report.features, &mut missing)?;
-        let no_memory = |error: std::io::Error| SetupError::Other { errno: errno_of(&error) };
+        let no_memory = |error: std::io::Error| SetupError::Other { errno: errno_of_io(&error) };
         let pool = RecvPool::new(config.recv_buf_count, config.recv_buf_len).map_err(no_memory)?;
         if ring.features().has(Feature::BufRing)
             && let Err(errno) = pool.register(&mut ring)
@@ -132,12 +144,17 @@ impl<O: Outside> UringDriver<O> {
         Ok(Self {
             disk: DiskTable::new(commits_max, reads_max as usize, limits.slabs_max()),
             conns: ConnTable::new(limits.connections_max as usize, pool, ring.features()),
-            acceptor: Acceptor::new(config.listener),
-            outside,
+            acceptor: Acceptor::new(listener),
+            inbox,
+            helper,
+            replies,
             wake_armed: false,
             cqes: Vec::with_capacity(ring.completion_capacity()),
             missing,
-            stats: UringStats::default(),
+            counters: UringCounters::default(),
+            stats: DriverStats::default(),
+            wake_reads: 0,
+            entries_counted: 0,
             ring,
         })
     }
@@ -152,13 +169,13 @@ impl<O: Outside> UringDriver<O> {
             match unsafe { self.ring.register_buffer(slab.index(), start, len) } {
                 Ok(()) => {
                     self.disk.registered_mut().insert(slab.index(), start, len);
-                    self.stats.slabs_registered += 1;
+                    self.counters.slabs_registered += 1;
                     return;
                 }
                 Err(errno) => self.note_unregistered(errno),
             }
         }
-        self.stats.slabs_unregistered += 1;
+        self.counters.slabs_unregistered += 1;
     }
 
     fn note_unregistered(&mut self, errno: Errno) {
@@ -178,27 +195,27 @@ impl<O: Outside> UringDriver<O> {
         &self.missing
     }
 
-    /// Counters.
-    pub fn stats(&self) -> UringStats {
-        UringStats {
+    /// Turns and kernel entries, readable from any thread.
+    pub fn stats(&self) -> DriverStats {
+        self.stats.clone()
+    }
+
+    /// Counters of what is particular to the ring.
+    pub fn counters(&self) -> UringCounters {
+        UringCounters {
             enter_count: self.ring.enter_count,
             fixed_count: self.disk.fixed_count,
             plain_count: self.disk.plain_count,
             recv_starved_count: self.conns.starved_count,
             refused_count: self.acceptor.refused_count,
             accept_starved_count: self.acceptor.starved_count,
-            ..self.stats
+            ..self.counters
         }
     }
 
     /// Why the listener accepts no more, if it broke.
     pub fn listener_error(&self) -> Option<Errno> {
         self.acceptor.broken
-    }
-
-    /// The way to other threads.
-    pub fn outside(&mut self) -> &mut O {
-        &mut self.outside
     }
 
     fn push_ops(
@@ -217,13 +234,13 @@ impl<O: Outside> UringDriver<O> {
             self.conns.push(&mut self.ring, op, events)?;
         }
         for (token, step) in ops.steps.drain(..) {
-            self.outside.run_step(token, step);
+            self.helper.submit_step(token, step);
         }
         for (ticket, reply) in ops.replies.drain(..) {
-            self.outside.reply(ticket, reply);
+            self.replies.reply(ticket, reply);
         }
         if std::mem::take(&mut ops.grow) {
-            self.outside.grow();
+            self.helper.grow();
         }
         let features = self.ring.features();
         if events.iter().any(|event| matches!(event, Event::Closed(_))) {
@@ -238,7 +255,7 @@ impl<O: Outside> UringDriver<O> {
             return Ok(());
         }
         self.wake_armed = true;
-        let eventfd = types::Fd(self.outside.wake_fd().as_raw_fd());
+        let eventfd = types::Fd(self.inbox.wake_fd().as_raw_fd());
         let multishot = self.ring.features().has(Feature::MultishotPoll);
         let entry = opcode::PollAdd::new(eventfd, libc::POLLIN as u32).multi(multishot).build();
         // SAFETY: [U20] the entry points to no memory; `drop` waits for the request before the inbox
@@ -248,21 +265,17 @@ impl<O: Outside> UringDriver<O> {
 
     /// Submits, and waits if nothing has happened yet and nothing is queued by other threads.
     fn wait(&mut self, idle: bool, deadline: Option<Nanos>) -> Result<(), RingError> {
-        if !idle || !self.outside.park() {
-            let result = self.ring.submit_and_wait(0, None);
-            self.outside.unpark();
-            return result;
-        }
-        let deadline = earlier(deadline, self.acceptor.deadline());
+        let busy = !idle || self.inbox.prepare_wait();
+        let deadline = if busy { None } else { earlier(deadline, self.acceptor.deadline()) };
         let timeout = deadline.map(|at| Duration::from_nanos(at.get().saturating_sub(mono_now().get())));
-        let want = u32::from(timeout != Some(Duration::ZERO));
+        let want = u32::from(!busy && timeout != Some(Duration::ZERO));
         let result = self.ring.submit_and_wait(want, timeout);
-        self.outside.unpark();
+        self.inbox.after_wait();
         result
     }
 
     fn take_completions(&mut self, events: &mut Vec<Event<UringPlatform>>) -> Result<(), RingError> {
-        self.stats.overflow_count += u64::from(self.ring.has_overflowed());
+        self.counters.overflow_count += u64::from(self.ring.has_overflowed());
         self.cqes.clear();
         self.ring.take_completions(&mut self.cqes);
         for index in 0..self.cqes.len() {
@@ -295,8 +308,9 @@ impl<O: Outside> UringDriver<O> {
             Kind::Wake => {
                 self.wake_armed = cqe.more();
                 if !self.wake_armed {
+                    self.wake_reads += 1;
                     // The next poll would see the old wake-ups again. Nothing to read is fine too.
-                    let _ = rustix::io::read(self.outside.wake_fd(), &mut [0; 8]);
+                    let _ = rustix::io::read(self.inbox.wake_fd(), &mut [0; 8]);
                 }
             }
             Kind::Cancel => {}
@@ -338,7 +352,7 @@ impl<O: Outside> UringDriver<O> {
     }
 }
 
-impl<O: Outside> Driver for UringDriver<O> {
+impl Driver for UringDriver {
     type Platform = UringPlatform;
     type Error = RingError;
 
@@ -354,23 +368,24 @@ impl<O: Outside> Driver for UringDriver<O> {
         events: &mut Vec<Event<UringPlatform>>,
         deadline: Option<Nanos>,
     ) -> Result<(), RingError> {
-        self.stats.turn_count += 1;
         let before = events.len();
         self.push_ops(ops, events)?;
         self.wait(events.len() == before, deadline)?;
         self.take_completions(events)?;
         let first = events.len();
-        self.outside.drain(events);
+        self.inbox.drain(events);
         for event in &events[first..] {
             if let Event::Grown(slab) = event {
                 self.register(slab);
             }
         }
+        let entries = self.ring.enter_count + self.conns.inline_count + self.wake_reads;
+        self.stats.add_turn(entries - std::mem::replace(&mut self.entries_counted, entries));
         Ok(())
     }
 }
 
-impl<O: Outside> Drop for UringDriver<O> {
+impl Drop for UringDriver {
     fn drop(&mut self) {
         if self.wind_down().is_err() {
             // The kernel may still use the tables' memory: better to lose it than to reuse it.

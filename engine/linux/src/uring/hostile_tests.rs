@@ -1,6 +1,7 @@
 //! Hosts that forbid: a system call filter, a locked-memory limit. Each story runs in a process of its
 //! own, since limits and filters cannot be taken back: the test starts its own binary again.
 
+use std::os::fd::AsRawFd;
 use std::process::Command;
 
 use rohrpost_engine_core::limits::ShardLimits;
@@ -9,7 +10,7 @@ use rustix::process::{Resource, Rlimit};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 use super::tests::{driver, grow};
-use super::{Feature, FeatureMask, Outside, Reason, SetupError, probe};
+use super::{Feature, FeatureMask, Reason, SetupError, probe};
 use crate::arena::LinuxArena;
 use crate::testing::{Options, Rig, disk_bodies, net_bodies};
 
@@ -99,10 +100,9 @@ fn a_slab_beyond_the_locked_memory_limit_is_used_unregistered() {
     assert!(matches!(missing[0].reason, Reason::LockedMemory(_, limit) if limit == 8 << 20));
     assert!(missing[0].to_string().contains("ulimit -l"), "{}", missing[0]);
     disk_bodies::one_write(&mut rig, &mut arena);
-    let stats = rig.driver.stats();
+    let stats = rig.driver.counters();
     assert_eq!((stats.slabs_unregistered, stats.fixed_count, stats.plain_count), (1, 0, 1));
-    rig.driver.outside().grow();
-    rig.until("slab", |event| matches!(event, Event::Grown(_)).then_some(()));
+    grow(&mut rig.driver, &mut arena);
     assert_eq!(rig.driver.missing().len(), 1, "said once");
     drop(rig);
     net_bodies::requests_and_answers(|options| driver(FeatureMask::NONE, options));
@@ -120,6 +120,33 @@ fn a_ring_beyond_the_locked_memory_limit_is_an_error_with_its_remedy() {
     let text = error.to_string();
     for word in ["ulimit -l", "CAP_IPC_LOCK", "poll driver"] {
         assert!(text.contains(word), "{text}");
+    }
+}
+
+/// No descriptor is left when a client connects: it waits in the backlog, the shard rests instead of
+/// trying in a loop, and accepts when descriptors are back.
+#[test]
+fn no_descriptor_left_to_accept_with() {
+    if !in_child("no_descriptor_left_to_accept_with") {
+        return;
+    }
+    for mask in [FeatureMask::NONE, FeatureMask::NONE.forbid(Feature::MultishotAccept)] {
+        let (options, address) = Options::listening();
+        let mut rig = Rig::new(driver(mask, options));
+        let client = std::net::TcpStream::connect(address).expect("the backlog takes it");
+        let before = rustix::process::getrlimit(Resource::Nofile);
+        let lowest_free = client.try_clone().expect("a descriptor is free").as_raw_fd() as u64;
+        let none_left = Rlimit { current: Some(lowest_free), ..before };
+        rustix::process::setrlimit(Resource::Nofile, none_left).expect("limits may be lowered");
+        // The kernel looks at the limit when the request is made, and that is in the first turn.
+        (0..3).for_each(|_| rig.turn());
+        assert!(rig.driver.counters().accept_starved_count > 0, "accepting did not notice");
+        assert!(rig.events.is_empty(), "accepted without a descriptor");
+        rustix::process::setrlimit(Resource::Nofile, before).expect("the hard limit is as it was");
+        rig.until("connection", |event| matches!(event, Event::Accepted(_)).then_some(()));
+        let starved = rig.driver.counters().accept_starved_count;
+        assert!(starved < 20, "tried {starved} times");
+        assert_eq!(rig.driver.listener_error(), None);
     }
 }
 

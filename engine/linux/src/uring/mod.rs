@@ -22,9 +22,9 @@ mod slab;
 #[cfg(test)]
 mod tests;
 
-pub use driver::{UringConfig, UringDriver, UringStats};
+pub use driver::{UringConfig, UringCounters, UringDriver};
 pub use features::{Feature, FeatureInfo, FeatureMask, FeatureSet, Missing, Reason, UnknownFeature};
-pub use platform::{Outside, UringPlatform};
+pub use platform::UringPlatform;
 pub use probe::{ProbeReport, probe};
 pub use recv::RecvBuf;
 pub use ring::RingError;

@@ -18,6 +18,7 @@ use super::features::{Feature, FeatureSet};
 use super::recv::{BUFFER_GROUP, RecvBuf, RecvPool};
 use super::ring::{Cqe, Ring, RingError};
 use super::slab::{Key, Kind};
+use crate::file::errno_of;
 
 type Events = Vec<Event<UringPlatform>>;
 
@@ -34,6 +35,8 @@ pub(super) struct ConnTable {
     requests: usize,
     /// Receives that found no free buffer.
     pub(super) starved_count: u64,
+    /// System calls made beside the ring.
+    pub(super) inline_count: u64,
 }
 
 impl ConnTable {
@@ -48,6 +51,7 @@ impl ConnTable {
             features,
             requests: 0,
             starved_count: 0,
+            inline_count: 0,
         }
     }
 
@@ -189,9 +193,11 @@ impl ConnTable {
             return Ok(());
         };
         assert!(matches!(conn.transfer, Transfer::None), "two transfers on {id:?}");
-        match send_from_file(conn.socket.as_ref(), &file) {
+        let result = send_from_file(conn.socket.as_ref(), &file);
+        self.inline_count += 1;
+        match result {
             Err(Errno::AGAIN) => {
-                conn.transfer = Transfer::File(file);
+                self.conns[id.slot as usize].transfer = Transfer::File(file);
                 self.await_writable(ring, id.slot)
             }
             result => {
@@ -298,7 +304,8 @@ impl ConnTable {
         };
         let result = match cqe.outcome() {
             // Interrupted before the first byte: nothing was taken, nothing is wrong.
-            Err(Errno(libc::EINTR) | Errno::AGAIN) => Ok(0),
+            Err(Errno(libc::EINTR) | Errno::AGAIN) if !conn.closing => Ok(0),
+            Err(_) if conn.closing => Err(Errno::CANCELED),
             result => result,
         };
         events.push(Event::Sent { conn: conn.id, result, released: Some(send) });
@@ -318,6 +325,7 @@ impl ConnTable {
             true => Err(Errno::CANCELED),
             false => send_from_file(conn.socket.as_ref(), &file),
         };
+        self.inline_count += 1;
         if result == Err(Errno::AGAIN) {
             conn.transfer = Transfer::File(file);
             return self.await_writable(ring, slot);
@@ -368,6 +376,7 @@ impl ConnTable {
             Some(Ok(buffer)) if buffer.as_ref().is_empty() => Ok(RecvBuf::end_of_stream()),
             Some(result) => result,
         };
+        self.inline_count += 1;
         self.received(ring, slot, bytes, events)
     }
 
@@ -406,7 +415,7 @@ fn send_from_file(socket: Option<&OwnedFd>, file: &SendFile<UringPlatform>) -> R
     let source = file.file.buffered_fd()?;
     let mut position = file.position.get();
     let sent = rustix::fs::sendfile(socket, source, Some(&mut position), file.len);
-    sent.map_err(|errno| Errno(errno.raw_os_error()))
+    sent.map_err(errno_of)
 }
 
 /// What the socket has, without waiting.
@@ -414,5 +423,5 @@ fn receive_now(fd: BorrowedFd<'_>, start: NonNull<u8>, len: usize) -> Result<usi
     use std::os::fd::AsRawFd;
     // SAFETY: [U25] the pool lends the buffer for the length of this call.
     let received = unsafe { libc::recv(fd.as_raw_fd(), start.as_ptr().cast(), len, libc::MSG_DONTWAIT) };
-    usize::try_from(received).map_err(|_| super::ring::errno_of(&std::io::Error::last_os_error()))
+    usize::try_from(received).map_err(|_| crate::file::errno_of_io(&std::io::Error::last_os_error()))
 }

@@ -15,8 +15,9 @@ use rohrpost_engine_core::disk::Errno;
 
 use super::features::{Feature, FeatureMask, FeatureSet, Missing, NEEDS, Reason};
 use super::recv::{BUFFER_GROUP, RecvPool};
-use super::ring::{Cqe, Ring, RingSizes, errno_of};
+use super::ring::{Cqe, Ring, RingSizes};
 use super::setup_error::{SetupError, locked_memory_limit};
+use crate::file::errno_of_io;
 use crate::memory::AlignedBuffer;
 
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -86,7 +87,7 @@ const TRIALS: &[(Feature, Trial)] = &[
 
 fn try_fixed_buffers(ring: &mut Ring, _: &mut Option<RecvPool>) -> Result<(), Reason> {
     ring.register_buffer_table(1).map_err(reason_of)?;
-    let page = AlignedBuffer::new(4096).map_err(|error| Reason::Refused(errno_of(&error)))?;
+    let page = AlignedBuffer::new(4096).map_err(|error| Reason::Refused(errno_of_io(&error)))?;
     // SAFETY: [U22] one page of an anonymous mapping; no operation ever names the slot.
     unsafe { ring.register_buffer(0, page.start(), 4096) }.map_err(reason_of)
 }
@@ -97,15 +98,15 @@ fn try_writev_fixed(ring: &mut Ring, _: &mut Option<RecvPool>) -> Result<(), Rea
 }
 
 fn try_buf_ring(ring: &mut Ring, pool: &mut Option<RecvPool>) -> Result<(), Reason> {
-    let fresh = RecvPool::new(8, 512).map_err(|error| Reason::Refused(errno_of(&error)))?;
+    let fresh = RecvPool::new(8, 512).map_err(|error| Reason::Refused(errno_of_io(&error)))?;
     fresh.register(ring).map_err(reason_of)?;
     *pool = Some(fresh);
     Ok(())
 }
 
 fn try_multishot_recv(ring: &mut Ring, _: &mut Option<RecvPool>) -> Result<(), Reason> {
-    let (mut near, far) = UnixStream::pair().map_err(|error| Reason::Refused(errno_of(&error)))?;
-    near.write_all(&[7]).map_err(|error| Reason::Refused(errno_of(&error)))?;
+    let (mut near, far) = UnixStream::pair().map_err(|error| Reason::Refused(errno_of_io(&error)))?;
+    near.write_all(&[7]).map_err(|error| Reason::Refused(errno_of_io(&error)))?;
     let entry = opcode::RecvMulti::new(types::Fd(far.as_raw_fd()), BUFFER_GROUP).build();
     let first = run(ring, &entry, far.as_raw_fd())?;
     match first.outcome() {
@@ -142,7 +143,7 @@ fn eventfd() -> Result<OwnedFd, Reason> {
     // SAFETY: [U26] no pointer is passed.
     let fd = unsafe { libc::eventfd(1, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
     if fd < 0 {
-        return Err(Reason::Refused(errno_of(&std::io::Error::last_os_error())));
+        return Err(Reason::Refused(errno_of_io(&std::io::Error::last_os_error())));
     }
     // SAFETY: [U26] the descriptor is fresh and owned by nobody else.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })

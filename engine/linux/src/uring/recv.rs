@@ -69,7 +69,7 @@ impl RecvPool {
     pub(crate) fn register(&self, ring: &mut Ring) -> Result<(), Errno> {
         let shared = &*self.shared;
         let len = usize::from(shared.buffer_count) * ENTRY_LEN;
-        let entries = AlignedBuffer::new(len).map_err(|error| super::ring::errno_of(&error))?;
+        let entries = AlignedBuffer::new(len).map_err(|error| crate::file::errno_of_io(&error))?;
         // SAFETY: [U23] freshly mapped, zeroed, page-aligned, and kept in `entries` below; the driver
         // closes its ring before it drops the pool's last clone of its own.
         unsafe { ring.register_buf_ring(entries.start(), shared.buffer_count, BUFFER_GROUP) }?;

@@ -14,6 +14,7 @@ use rohrpost_engine_core::disk::Errno;
 
 use super::features::{Feature, FeatureSet, Missing, Reason};
 use super::setup_error::SetupError;
+use crate::file::errno_of_io;
 
 /// `user_data` of the timeout that stands in for `ext_arg`; no operation uses it.
 pub(crate) const TIMEOUT_USER_DATA: u64 = u64::MAX;
@@ -133,7 +134,7 @@ impl Ring {
         let mut limits = [workers_max; 2];
         if let Err(error) = self.uring.submitter().register_iowq_max_workers(&mut limits) {
             self.features = self.features.without(feature);
-            missing.push(Missing { feature, reason: Reason::NotInKernel(errno_of(&error)) });
+            missing.push(Missing { feature, reason: Reason::NotInKernel(errno_of_io(&error)) });
         }
     }
 
@@ -207,7 +208,7 @@ impl Ring {
                 // The time is up, a signal came, or completions must be taken first: the caller takes
                 // them next and comes back.
                 Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
-                _ => Err(RingError(errno_of(&error))),
+                _ => Err(RingError(errno_of_io(&error))),
             },
         }
     }
@@ -235,7 +236,7 @@ impl Ring {
 
     /// Makes an empty fixed-buffer table.
     pub(crate) fn register_buffer_table(&mut self, slots: u32) -> Result<(), Errno> {
-        self.uring.submitter().register_buffers_sparse(slots).map_err(|error| errno_of(&error))?;
+        self.uring.submitter().register_buffers_sparse(slots).map_err(|error| errno_of_io(&error))?;
         self.buffer_slots = slots;
         Ok(())
     }
@@ -258,7 +259,7 @@ impl Ring {
         let submitter = self.uring.submitter();
         // SAFETY: [U22] the caller vouches for the mapping; the kernel pins its pages for itself.
         let result = unsafe { submitter.register_buffers_update(slot, &buffer, None) };
-        result.map_err(|error| errno_of(&error))
+        result.map_err(|error| errno_of_io(&error))
     }
 
     /// Registers a ring of provided buffers.
@@ -276,7 +277,7 @@ impl Ring {
         let start = start.as_ptr() as u64;
         // SAFETY: [U23] the caller vouches for the entries' memory until the ring is closed.
         let result = unsafe { submitter.register_buf_ring_with_flags(start, entries, group, 0) };
-        result.map_err(|error| errno_of(&error))
+        result.map_err(|error| errno_of_io(&error))
     }
 }
 
@@ -301,9 +302,4 @@ fn build(sizes: RingSizes, features: FeatureSet) -> io::Result<IoUring> {
 fn newest_flag(features: FeatureSet) -> Option<Feature> {
     let by_age = [Feature::NoSqarray, Feature::DeferTaskrun, Feature::SingleIssuer, Feature::CoopTaskrun];
     by_age.into_iter().find(|feature| features.has(*feature))
-}
-
-/// The error number in a system call's error.
-pub(crate) fn errno_of(error: &io::Error) -> Errno {
-    Errno(error.raw_os_error().unwrap_or(libc::EIO))
 }

@@ -4,7 +4,7 @@ use std::io;
 
 use rohrpost_engine_core::disk::Errno;
 
-use super::ring::errno_of;
+use crate::file::errno_of_io;
 
 /// io_uring cannot be used here. The `poll` driver always can.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -59,7 +59,7 @@ pub enum SetupError {
 impl SetupError {
     /// Explains a failed `io_uring_setup` of a ring of `entries`.
     pub(crate) fn from_io(error: &io::Error, entries: u32) -> Self {
-        let errno = errno_of(error);
+        let errno = errno_of_io(error);
         match errno.0 {
             libc::EPERM | libc::EACCES => match sysctl_disabled() {
                 Some(sysctl) if sysctl > 0 => SetupError::Disabled { sysctl },

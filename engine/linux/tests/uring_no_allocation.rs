@@ -1,0 +1,158 @@
+//! After warm-up the ring driver does not allocate: not per write, read, receive or send, and not per
+//! wake-up. Counted on the shard's thread by an allocator of this test's own.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+
+use rohrpost_engine_core::disk::{Caching, Disk, OpenMode};
+use rohrpost_engine_core::limits::ShardLimits;
+use rohrpost_engine_core::message::{Reply, Ticket};
+use rohrpost_engine_core::ops::{
+    ConnId, DiskOp, Driver, Event, NetOp, Ops, Read, Send, SendPart, Token, Write,
+};
+use rohrpost_engine_core::platform::{Arena, Chunk};
+use rohrpost_engine_core::types::{ByteCount, Position};
+use rohrpost_engine_linux::arena::{LinuxArena, LinuxChunk};
+use rohrpost_engine_linux::disk::LinuxDisk;
+use rohrpost_engine_linux::file::LinuxFile;
+use rohrpost_engine_linux::helper::Helper;
+use rohrpost_engine_linux::inbox::{Inbox, ReplySink};
+use rohrpost_engine_linux::net::{ListenOptions, Listener};
+use rohrpost_engine_linux::uring::{FeatureMask, UringConfig, UringDriver, UringPlatform, probe};
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+// SAFETY: [U29] every call is passed on unchanged to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        // SAFETY: [U29] the caller's promises are the system allocator's.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: [U29] the caller's promises are the system allocator's.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        // SAFETY: [U29] the caller's promises are the system allocator's.
+        unsafe { System.realloc(pointer, layout, new_size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+struct NoReplies;
+
+impl ReplySink<UringPlatform> for NoReplies {
+    fn reply(&mut self, _: Ticket, _: Reply<UringPlatform>) {}
+}
+
+struct Shard {
+    driver: UringDriver,
+    ops: Ops<UringPlatform>,
+    events: Vec<Event<UringPlatform>>,
+    file: LinuxFile,
+    body: LinuxChunk,
+    /// Comes back with every read.
+    spare: Option<LinuxChunk>,
+    /// Comes back with every send.
+    header: Option<Vec<u8>>,
+}
+
+impl Shard {
+    /// One request of a client: a write, a read, and an answer from memory with a header.
+    fn serve(&mut self, client: &mut TcpStream, conn: ConnId) {
+        client.write_all(b"request!").expect("the server reads");
+        let extents = [self.body.lease(0..8192)].into_iter().collect();
+        self.ops.disk.push(DiskOp::Write(Write {
+            token: Token(1),
+            file: self.file.clone(),
+            position: Position::ZERO,
+            extents,
+            bounce: None,
+            len: ByteCount::new(8192),
+            durable: true,
+        }));
+        let chunk = self.spare.take().expect("the last read gave it back");
+        let (file, position) = (self.file.clone(), Position::ZERO);
+        self.ops.disk.push(DiskOp::Read(Read { token: Token(2), file, position, chunk, from: 0, len: 4096 }));
+        let header = SendPart::Bytes(self.header.take().expect("the last send gave it back"));
+        let parts = [header, SendPart::Lease(self.body.lease(0..1000))].into_iter().collect();
+        self.ops.net.push(NetOp::Send(Send { conn, parts, skip: 0, more: false }));
+        let mut outstanding = 4;
+        while outstanding > 0 {
+            self.driver.turn(&mut self.ops, &mut self.events, None).expect("a turn");
+            for event in self.events.drain(..) {
+                outstanding -= 1;
+                match event {
+                    Event::Written { result, .. } => assert_eq!(result, Ok(ByteCount::new(8192))),
+                    Event::ReadDone { chunk, .. } => self.spare = Some(chunk),
+                    Event::Received { bytes, .. } => assert_eq!(bytes.expect("bytes").as_ref(), b"request!"),
+                    Event::Sent { result, released, .. } => {
+                        assert_eq!(result, Ok(1008));
+                        let mut released = released.expect("memory comes back");
+                        let Some(SendPart::Bytes(bytes)) = released.parts.pop_at(0) else {
+                            panic!("a header")
+                        };
+                        self.header = Some(bytes);
+                    }
+                    _ => panic!("nothing else happens"),
+                }
+            }
+        }
+        client.read_exact(&mut [0; 1008]).expect("the answer arrives");
+    }
+}
+
+#[test]
+fn no_allocation_after_warm_up() {
+    let report = probe(FeatureMask::NONE).expect("io_uring works where the tests run");
+    let run = Box::new(|_| panic!("no steps"));
+    let helper: Helper<UringPlatform> = Helper::start(1, run).expect("two threads");
+    let inbox = Inbox::new(8).expect("an eventfd");
+    let shard_helper = helper.for_shard(inbox.mailbox());
+    let listener =
+        Listener::bind(([127, 0, 0, 1], 0).into(), &ListenOptions::default()).expect("a free port");
+    let address = listener.local_addr().expect("a bound socket has one");
+    let config = UringConfig::new(ShardLimits::small(), report);
+    let driver = UringDriver::new(config, Some(listener), inbox, shard_helper, Box::new(NoReplies));
+    let dir = tempfile::tempdir().expect("a directory for the test");
+    let path = dir.path().join("segment");
+    std::fs::write(&path, vec![0; 8192]).expect("room for 8 KiB");
+    let file = LinuxDisk.open(&path, OpenMode::ReadWrite, Caching::Direct).expect("a direct file");
+    let mut arena = LinuxArena::with_slabs(1).expect("64 MiB of memory");
+    let mut body = arena.take(ByteCount::kib(64)).expect("a chunk");
+    body.freeze(8192);
+    let mut shard = Shard {
+        driver: driver.expect("a ring"),
+        ops: Ops::with_capacity(8),
+        events: Vec::with_capacity(16),
+        file,
+        body,
+        spare: arena.take(ByteCount::kib(64)),
+        header: Some(b"header: ".to_vec()),
+    };
+    let mut client = TcpStream::connect(address).expect("the listener listens");
+    let conn = loop {
+        shard.driver.turn(&mut shard.ops, &mut shard.events, None).expect("a turn");
+        if let Some(Event::Accepted(conn)) = shard.events.pop() {
+            break conn;
+        }
+    };
+    shard.ops.net.push(NetOp::Receive(conn));
+    (0..20).for_each(|_| shard.serve(&mut client, conn));
+    let before = ALLOCATIONS.with(Cell::get);
+    (0..200).for_each(|_| shard.serve(&mut client, conn));
+    assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0, "allocations in 200 requests");
+    assert!(before > 0, "the allocator counts");
+}
