@@ -159,18 +159,15 @@ impl Disk for LinuxDisk {
             return Ok(());
         }
         let reserve = || rustix::fs::fallocate(file, FallocateFlags::empty(), from.get(), len);
-        sys("preallocate", file.path(), retry_on_intr(reserve))?;
-        if !zero {
+        let reserved = match retry_on_intr(reserve) {
+            // The file system can reserve blocks only by having them written.
+            Err(rustix::io::Errno::OPNOTSUPP) => false,
+            result => sys("preallocate", file.path(), result).map(|()| true)?,
+        };
+        if reserved && !zero {
             return Ok(());
         }
-        let zeros = std_io("get memory for", file.path(), zeros())?;
-        let mut at = from.get();
-        while at < to.get() {
-            let len = (to.get() - at).min(BLOCK_LEN as u64);
-            write_fully(file, at, &zeros[..len as usize])
-                .map_err(|errno| failed("write zeros to", file.path(), errno))?;
-            at += len;
-        }
+        write_zeros(file, from, to)?;
         self.sync(file)
     }
 
@@ -254,6 +251,21 @@ fn zeros() -> io::Result<&'static [u8]> {
     }
     let zeros = AlignedBuffer::new(BLOCK_LEN)?;
     Ok(ZEROS.get_or_init(|| zeros))
+}
+
+/// Writes zeros to `[from, to)`; in a direct file from the first whole block on, as what lies before it
+/// in its block is beyond the end of the data and reads as zeros already.
+fn write_zeros(file: &LinuxFile, from: Position, to: Position) -> Result<(), DiskError> {
+    let zeros = std_io("get memory for", file.path(), zeros())?;
+    let first = if file.caching() == Caching::Direct { from.align_up(DIRECT_IO_ALIGN) } else { from };
+    let mut at = first.get();
+    while at < to.get() {
+        let len = (to.get() - at).min(BLOCK_LEN as u64);
+        write_fully(file, at, &zeros[..len as usize])
+            .map_err(|errno| failed("write zeros to", file.path(), errno))?;
+        at += len;
+    }
+    Ok(())
 }
 
 fn read_fully(file: &LinuxFile, position: u64, buf: &mut [u8]) -> Result<usize, Errno> {

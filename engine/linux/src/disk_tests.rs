@@ -86,6 +86,21 @@ fn preallocation_extends_with_zeros() {
     }
 }
 
+/// Zeros start at the first whole block of a direct file and leave the bytes before it alone.
+#[test]
+fn zeros_keep_the_block_of_the_data() {
+    let scratch = Scratch::new();
+    std::fs::write(scratch.path("a"), [7; 5000]).unwrap();
+    for (caching, kept) in [(Caching::Direct, 5000), (Caching::Buffered, 4500)] {
+        let file = scratch.open("a", OpenMode::ReadWrite, caching);
+        write_zeros(&file, Position::new(4500), Position::new(16384)).unwrap();
+        let bytes = std::fs::read(scratch.path("a")).unwrap();
+        assert_eq!(bytes.len(), 16384);
+        assert!(bytes[..kept].iter().all(|&byte| byte == 7), "{caching:?}");
+        assert!(bytes[kept..].iter().all(|&byte| byte == 0), "{caching:?}");
+    }
+}
+
 /// Two descriptions exclude each other by either lock, the two kinds do not meet, and the last clone
 /// releases.
 #[test]

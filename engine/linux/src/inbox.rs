@@ -119,11 +119,6 @@ impl<P: Platform> Mailbox<P> {
         Ok(())
     }
 
-    /// Makes the shard's present or next wait end at once.
-    pub fn wake(&self) {
-        self.0.wake();
-    }
-
     /// Brings what a helper's work has led to. Dropped, with its memory, if the shard has ended.
     pub(crate) fn post(&self, message: Message<P>) {
         let mut queue = self.0.lock();
