@@ -20,9 +20,10 @@ use rohrpost_engine_core::shard::Shard;
 use rohrpost_engine_core::types::{ByteCount, LeaderEpoch, Offset, Timestamp};
 use rohrpost_engine_linux::arena::LinuxArena;
 use rohrpost_engine_linux::disk::LinuxDisk;
-use rohrpost_engine_linux::helper::{Helper, LinuxPlatform};
+use rohrpost_engine_linux::helper::{Helper, LinuxPlatform, ShardHelper};
 use rohrpost_engine_linux::inbox::{Inbox, Mailbox, ReplySink};
-use rohrpost_engine_linux::poll::{PollConfig, PollDriver, PollPlatform};
+use rohrpost_engine_linux::poll::{PollConfig, PollDriver};
+use rohrpost_engine_linux::uring::{FeatureMask, UringConfig, UringDriver, probe};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const PARTITIONS: u32 = 3;
@@ -49,20 +50,38 @@ struct Node<D: Driver<Platform: LinuxPlatform>> {
     _helper: Helper<D::Platform>,
 }
 
-fn poll_node(root: &Path) -> Node<PollDriver> {
+/// A shard over the files of `root`, with the driver that `make` makes.
+fn node<D: Driver<Platform: LinuxPlatform>>(
+    root: &Path,
+    make: impl FnOnce(Inbox<D::Platform>, ShardHelper<D::Platform>, Box<Collect<D::Platform>>) -> D,
+) -> Node<D> {
     let log_dir = LogDir::open(LinuxDisk, root, LogDirOptions::default()).unwrap();
     let steps = Arc::clone(&log_dir);
     let helper = Helper::start(2, Box::new(move |step| step.run(&steps))).unwrap();
-    let inbox = Inbox::<PollPlatform>::new(1024).unwrap();
+    let inbox = Inbox::new(1024).unwrap();
     let (mailbox, replies) = (inbox.mailbox(), Replies::default());
     let sink = Box::new(Collect(Rc::clone(&replies)));
-    let shard_helper = helper.for_shard(mailbox.clone());
-    let driver = PollDriver::new(PollConfig::default(), None, inbox, shard_helper, sink).unwrap();
-    // One slab: in the end, less than is appended.
-    let limits = ShardLimits::small();
+    let driver = make(inbox, helper.for_shard(mailbox.clone()), sink);
+    let limits = limits();
     let shard = Shard::new(limits.clone(), LinuxArena::new(limits.slabs_max()), ());
     let ops = Ops::with_capacity(1024);
     Node { driver, shard, ops, mailbox, replies, tickets: 0, log_dir, _helper: helper }
+}
+
+/// One slab: in the end, less than is appended.
+fn limits() -> ShardLimits {
+    ShardLimits::small()
+}
+
+fn poll_node(root: &Path) -> Node<PollDriver> {
+    node(root, |inbox, helper, sink| {
+        PollDriver::new(PollConfig::default(), None, inbox, helper, sink).unwrap()
+    })
+}
+
+fn uring_node(root: &Path, mask: FeatureMask) -> Node<UringDriver> {
+    let config = UringConfig::new(limits(), probe(mask).unwrap());
+    node(root, |inbox, helper, sink| UringDriver::new(config, None, inbox, helper, sink).unwrap())
 }
 
 impl<D: Driver<Platform: LinuxPlatform>> Node<D> {
@@ -200,7 +219,10 @@ fn check<D: Driver<Platform: LinuxPlatform>>(node: &mut Node<D>, models: &[Model
     }
 }
 
-fn lives_through_stops(write_mode: WriteMode) {
+fn lives_through_stops<D: Driver<Platform: LinuxPlatform>>(
+    write_mode: WriteMode,
+    make: impl Fn(&Path) -> Node<D>,
+) {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("data");
     // The records are from 2023: nothing may be deleted for its age.
@@ -213,7 +235,7 @@ fn lives_through_stops(write_mode: WriteMode) {
     let mut random = fastrand::Rng::with_seed(5);
     let mut models: Vec<Model> = (0..PARTITIONS).map(|_| Model::default()).collect();
     for round in 0..3 {
-        let mut node = poll_node(&root);
+        let mut node = make(&root);
         let watermarks: Vec<_> = (0..PARTITIONS).map(|partition| node.open(partition, &config)).collect();
         for (model, watermarks) in models.iter().zip(&watermarks) {
             assert_eq!(watermarks.log_end_offset, model.end, "round {round}");
@@ -232,11 +254,26 @@ fn lives_through_stops(write_mode: WriteMode) {
 }
 
 #[test]
-fn direct_partitions_live_through_stops() {
-    lives_through_stops(WriteMode::Direct);
+fn direct_partitions_live_through_stops_under_poll() {
+    lives_through_stops(WriteMode::Direct, poll_node);
 }
 
 #[test]
-fn buffered_partitions_live_through_stops() {
-    lives_through_stops(WriteMode::Buffered);
+fn buffered_partitions_live_through_stops_under_poll() {
+    lives_through_stops(WriteMode::Buffered, poll_node);
+}
+
+#[test]
+fn direct_partitions_live_through_stops_under_uring() {
+    lives_through_stops(WriteMode::Direct, |root| uring_node(root, FeatureMask::NONE));
+}
+
+#[test]
+fn direct_partitions_live_through_stops_under_uring_as_of_6_1() {
+    lives_through_stops(WriteMode::Direct, |root| uring_node(root, FeatureMask::KERNEL_6_1));
+}
+
+#[test]
+fn buffered_partitions_live_through_stops_under_uring() {
+    lives_through_stops(WriteMode::Buffered, |root| uring_node(root, FeatureMask::NONE));
 }
