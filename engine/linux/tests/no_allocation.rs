@@ -1,10 +1,10 @@
-//! After warm-up the ring driver does not allocate: not per write, read, receive or send, and not per
+//! After warm-up no driver allocates: not per write, read, receive or send, and not per
 //! wake-up. Counted on the shard's thread by an allocator of this test's own.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 
 use rohrpost_engine_core::disk::{Caching, Disk, OpenMode};
 use rohrpost_engine_core::limits::ShardLimits;
@@ -17,9 +17,10 @@ use rohrpost_engine_core::types::{ByteCount, Position};
 use rohrpost_engine_linux::arena::{LinuxArena, LinuxChunk};
 use rohrpost_engine_linux::disk::LinuxDisk;
 use rohrpost_engine_linux::file::LinuxFile;
-use rohrpost_engine_linux::helper::Helper;
+use rohrpost_engine_linux::helper::{Helper, LinuxPlatform};
 use rohrpost_engine_linux::inbox::{Inbox, ReplySink};
 use rohrpost_engine_linux::net::{ListenOptions, Listener};
+use rohrpost_engine_linux::poll::{PollConfig, PollDriver, PollPlatform};
 use rohrpost_engine_linux::uring::{FeatureMask, UringConfig, UringDriver, UringPlatform, probe};
 
 thread_local! {
@@ -53,14 +54,14 @@ static ALLOCATOR: Counting = Counting;
 
 struct NoReplies;
 
-impl ReplySink<UringPlatform> for NoReplies {
-    fn reply(&mut self, _: Ticket, _: Reply<UringPlatform>) {}
+impl<P: LinuxPlatform> ReplySink<P> for NoReplies {
+    fn reply(&mut self, _: Ticket, _: Reply<P>) {}
 }
 
-struct Shard {
-    driver: UringDriver,
-    ops: Ops<UringPlatform>,
-    events: Vec<Event<UringPlatform>>,
+struct Shard<D: Driver<Platform: LinuxPlatform>> {
+    driver: D,
+    ops: Ops<D::Platform>,
+    events: Vec<Event<D::Platform>>,
     file: LinuxFile,
     body: LinuxChunk,
     /// Comes back with every read.
@@ -69,7 +70,7 @@ struct Shard {
     header: Option<Vec<u8>>,
 }
 
-impl Shard {
+impl<D: Driver<Platform: LinuxPlatform>> Shard<D> {
     /// One request of a client: a write, a read, and an answer from memory with a header.
     fn serve(&mut self, client: &mut TcpStream, conn: ConnId) {
         client.write_all(b"request!").expect("the server reads");
@@ -114,18 +115,42 @@ impl Shard {
     }
 }
 
-#[test]
-fn no_allocation_after_warm_up() {
-    let report = probe(FeatureMask::NONE).expect("io_uring works where the tests run");
-    let run = Box::new(|_| panic!("no steps"));
-    let helper: Helper<UringPlatform> = Helper::start(1, run).expect("two threads");
+/// What both drivers are made of, and where they listen.
+struct Parts<P: LinuxPlatform> {
+    helper: Helper<P>,
+    inbox: Inbox<P>,
+    listener: Listener,
+}
+
+fn parts<P: LinuxPlatform>() -> Parts<P> {
+    let helper = Helper::start(1, Box::new(|_| panic!("no steps"))).expect("two threads");
     let inbox = Inbox::new(8).expect("an eventfd");
-    let shard_helper = helper.for_shard(inbox.mailbox());
-    let listener =
-        Listener::bind(([127, 0, 0, 1], 0).into(), &ListenOptions::default()).expect("a free port");
+    let any = ([127, 0, 0, 1], 0).into();
+    Parts { helper, inbox, listener: Listener::bind(any, &ListenOptions::default()).expect("a free port") }
+}
+
+#[test]
+fn the_ring_driver_does_not_allocate_after_warm_up() {
+    let report = probe(FeatureMask::NONE).expect("io_uring works where the tests run");
+    let Parts { helper, inbox, listener } = parts::<UringPlatform>();
     let address = listener.local_addr().expect("a bound socket has one");
     let config = UringConfig::new(ShardLimits::small(), report);
+    let shard_helper = helper.for_shard(inbox.mailbox());
     let driver = UringDriver::new(config, Some(listener), inbox, shard_helper, Box::new(NoReplies));
+    no_allocation_after_warm_up(driver.expect("a ring"), address);
+}
+
+#[test]
+fn the_poll_driver_does_not_allocate_after_warm_up() {
+    let Parts { helper, inbox, listener } = parts::<PollPlatform>();
+    let address = listener.local_addr().expect("a bound socket has one");
+    let shard_helper = helper.for_shard(inbox.mailbox());
+    let config = PollConfig::default();
+    let driver = PollDriver::new(config, Some(listener), inbox, shard_helper, Box::new(NoReplies));
+    no_allocation_after_warm_up(driver.expect("descriptors and threads"), address);
+}
+
+fn no_allocation_after_warm_up<D: Driver<Platform: LinuxPlatform>>(driver: D, address: SocketAddr) {
     let dir = tempfile::tempdir().expect("a directory for the test");
     let path = dir.path().join("segment");
     std::fs::write(&path, vec![0; 8192]).expect("room for 8 KiB");
@@ -134,7 +159,7 @@ fn no_allocation_after_warm_up() {
     let mut body = arena.take(ByteCount::kib(64)).expect("a chunk");
     body.freeze(8192);
     let mut shard = Shard {
-        driver: driver.expect("a ring"),
+        driver,
         ops: Ops::with_capacity(8),
         events: Vec::with_capacity(16),
         file,
