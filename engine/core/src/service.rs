@@ -44,7 +44,8 @@ pub enum Answer {
         /// Returned with the outcome.
         tag: u64,
     },
-    /// Close the connection when everything before is answered.
+    /// Close the connection when everything before is answered, and the bytes written to the response are
+    /// sent.
     Close,
 }
 

@@ -176,12 +176,12 @@ impl<P: Platform, C> Core<P, C> {
         let answer = service.handle_frame(now, &mut conn.service, frame, &mut header);
         let sequence = conn.next_sequence();
         let state = match answer {
-            Answer::Respond => AnswerState::Ready(None),
+            Answer::Respond | Answer::Close => AnswerState::Ready(None),
             _ => AnswerState::Waiting,
         };
-        if matches!(answer, Answer::Close) {
-            conn.ending = true;
-        } else {
+        conn.ending |= matches!(answer, Answer::Close);
+        // A protocol may say why it closes.
+        if !matches!(answer, Answer::Close) || !header.is_empty() {
             conn.responses.push_back(Response { header, state, fetch: None });
         }
         match answer {
