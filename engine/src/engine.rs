@@ -1,7 +1,7 @@
 //! The engine: shards on threads of their own, and the handle to them.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use rohrpost_engine_core::error::PartitionError;
@@ -16,6 +16,7 @@ use rohrpost_engine_linux::helper::{Helper, LinuxPlatform};
 use rohrpost_engine_linux::inbox::Inbox;
 use rohrpost_engine_linux::net::{ListenOptions, Listener};
 use rohrpost_engine_linux::poll::{PollConfig, PollDriver, PollPlatform};
+use rohrpost_engine_linux::stats::DriverStats;
 use rohrpost_engine_linux::uring::{self, ProbeReport, UringConfig, UringDriver, UringPlatform};
 
 use crate::error::{RequestError, StartError};
@@ -92,6 +93,11 @@ impl Engine {
     /// The driver in use, and why.
     pub fn driver(&self) -> &DriverInUse {
         &self.driver
+    }
+
+    /// What each shard's driver counts, live. A shard that is just starting is missing.
+    pub fn driver_stats(&self) -> Vec<DriverStats> {
+        self.handle.shards().iter().filter_map(|link| link.stats.get().cloned()).collect()
     }
 
     /// Where the service listens.
@@ -238,7 +244,9 @@ impl Starter<'_> {
         for (index, &core) in self.options.cores.iter().enumerate() {
             let inbox = self.inbox()?;
             let waiters = Waiters::default();
-            started.0.push(ShardLink { requests: Arc::new(inbox.mailbox()), waiters: waiters.clone() });
+            let stats = Arc::new(OnceLock::new());
+            let requests = Arc::new(inbox.mailbox());
+            started.0.push(ShardLink { requests, waiters: waiters.clone(), stats: Arc::clone(&stats) });
             let config = UringConfig::new(self.options.limits.clone(), report.clone());
             let listener = self.listener.take();
             let shard_helper = helper.for_shard(inbox.mailbox());
@@ -251,6 +259,7 @@ impl Starter<'_> {
                 let mut shard = Shard::new(limits, arena, service);
                 let mut driver = UringDriver::new(config, listener, inbox, shard_helper, Box::new(sink))
                     .map_err(|error| error.to_string())?;
+                let _ = stats.set(driver.stats());
                 runtime::run(&mut driver, &mut shard).map_err(|error| error.to_string())
             })?;
             started.1.push(thread);
@@ -264,7 +273,9 @@ impl Starter<'_> {
         for (index, &core) in self.options.cores.iter().enumerate() {
             let inbox = self.inbox()?;
             let waiters = Waiters::default();
-            started.0.push(ShardLink { requests: Arc::new(inbox.mailbox()), waiters: waiters.clone() });
+            let stats = Arc::new(OnceLock::new());
+            let requests = Arc::new(inbox.mailbox());
+            started.0.push(ShardLink { requests, waiters: waiters.clone(), stats: Arc::clone(&stats) });
             let connections_max = self.options.limits.connections_max;
             let config = PollConfig { connections_max, ..PollConfig::default() };
             let listener = self.listener.take();
@@ -278,6 +289,7 @@ impl Starter<'_> {
                 let mut shard = Shard::new(limits, arena, service);
                 let mut driver = PollDriver::new(config, listener, inbox, shard_helper, Box::new(sink))
                     .map_err(|error| error.to_string())?;
+                let _ = stats.set(driver.stats());
                 runtime::run(&mut driver, &mut shard).map_err(|error| error.to_string())
             })?;
             started.1.push(thread);

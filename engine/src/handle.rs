@@ -1,8 +1,8 @@
 //! Handles: the engine from any thread.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use rohrpost_engine_core::error::{AppendError, FetchError, PartitionError};
@@ -12,6 +12,7 @@ use rohrpost_engine_core::log::LogConfig;
 use rohrpost_engine_core::message::{Appended, PartitionId, Request, Ticket, Watermarks};
 use rohrpost_engine_core::types::{ByteCount, Offset};
 use rohrpost_engine_linux::inbox::RequestRefused;
+use rohrpost_engine_linux::stats::DriverStats;
 
 use crate::error::RequestError;
 use crate::replies::{Answer, Fetched, Pending, Waiters};
@@ -26,6 +27,8 @@ pub(crate) trait Requests: Send + Sync {
 pub(crate) struct ShardLink {
     pub(crate) requests: Arc<dyn Requests>,
     pub(crate) waiters: Waiters,
+    /// Set once the shard's driver exists.
+    pub(crate) stats: Arc<OnceLock<DriverStats>>,
 }
 
 impl ShardLink {
