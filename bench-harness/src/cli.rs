@@ -6,6 +6,9 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use rohrpost_engine::linux::probe::{DirFacts, HostFacts};
+use rohrpost_engine::linux::uring;
+
 use crate::error::{BenchError, Result};
 use crate::method::{self, RunOptions, touch};
 use crate::paths::{self, PATHS, Role};
@@ -170,18 +173,22 @@ fn list() {
     }
 }
 
+/// What the engine finds here: machine, ring features with the reason for each missing one, data directory.
 fn doctor() {
-    let facts = crate::results::host::RunFacts {
-        data_dir: &default_data_dir(),
-        device: None,
-        congestion: &sys::congestion_control(),
-        server_core: 0,
-        client_core: 0,
-        mask_features: &[],
-    };
-    let host = crate::results::host::host_json(&facts);
-    for (key, value) in host.as_object().into_iter().flatten().filter(|(key, _)| *key != "kind") {
-        println!("{key:<28} {value}");
+    print!("{}", HostFacts::gather());
+    match uring::probe(uring::FeatureMask::default()) {
+        Ok(report) => println!("{report}"),
+        Err(error) => println!("no io_uring: {error}; the engine runs on its poll driver"),
+    }
+    let dir = default_data_dir();
+    let existing = dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
+    match DirFacts::gather(existing) {
+        Ok(facts) => print!("{facts}"),
+        Err(error) => println!("data directory: {error}"),
+    }
+    println!("harness uses     {} congestion control on both sides", sys::congestion_control());
+    if !sys::may_raise_priority() {
+        println!("note: the priority of server and client cannot be raised; other load shows in latencies");
     }
 }
 

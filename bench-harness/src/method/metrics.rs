@@ -156,10 +156,12 @@ fn extra(observed: &Observed, seconds: f64, cpu_s: f64, busy_s: f64) -> BTreeMap
     extra.insert("touched_bytes", observed.touched_len as f64);
     extra.insert("unanswered", observed.report.unanswered as f64);
     extra.insert("answered_late", observed.report.answered_late as f64);
-    let zero_ahead = observed.marks[1].zero_ahead_len - observed.marks[0].zero_ahead_len;
-    extra.insert("zero_ahead_bytes", zero_ahead as f64);
     if let Some(written) = difference([first.disk_write_len, second.disk_write_len]) {
         extra.insert("disk_write_bytes", written);
+        let acked = latency_record(observed).bytes as f64;
+        if observed.marks[1].produced.is_some() && acked > 0.0 {
+            extra.insert("disk_write_per_acked_byte", written / acked);
+        }
     }
     if let Some(share) = observed.cold_resident_before {
         extra.insert("cold_resident_before", share);

@@ -117,6 +117,8 @@ fn serve_with(context: &mut ServerContext, driver: DriverChoice, write_mode: Wri
     if opened.load(Ordering::Acquire) != names.len() {
         return Err(failed("the service was not told of every partition"));
     }
+    // Only a path that runs sets it, and only once.
+    let _ = context.stats.drivers.set(engine.driver_stats());
     // What is measured begins when everything is open.
     let note = match engine.driver() {
         DriverInUse::Uring { missing } if missing.is_empty() => "io_uring".to_string(),

@@ -12,9 +12,10 @@ pub mod source;
 
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
+use rohrpost_engine::linux::stats::DriverStats;
 use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
@@ -84,8 +85,6 @@ pub struct Mark {
     pub responses: u64,
     /// Zero-copy sends, and how many of them the kernel copied after all.
     pub zc: Option<(u64, u64)>,
-    /// Bytes written by the path beyond what was appended: zero-ahead.
-    pub zero_ahead_len: u64,
     /// The producer's acknowledgements since the last mark.
     pub produced: Option<Produced>,
 }
@@ -101,8 +100,8 @@ pub struct Stats {
     pub zc_sends: AtomicU64,
     /// Zero-copy sends that were copied.
     pub zc_copied: AtomicU64,
-    /// See [`Mark::zero_ahead_len`].
-    pub zero_ahead_len: AtomicU64,
+    /// Counters of the engine's drivers, whose kernel entries are added.
+    pub drivers: OnceLock<Vec<DriverStats>>,
 }
 
 impl Stats {
@@ -111,6 +110,11 @@ impl Stats {
     pub fn entered(&self, count: u64) {
         // One writer at a time; relaxed add of an uncontended line costs what the ring's own counters do.
         self.kernel_entries.fetch_add(count, Ordering::Relaxed);
+    }
+
+    fn all_kernel_entries(&self) -> u64 {
+        let drivers = self.drivers.get().into_iter().flatten();
+        self.kernel_entries.load(Ordering::Relaxed) + drivers.map(DriverStats::kernel_entries).sum::<u64>()
     }
 
     /// Counts one completed response.
@@ -265,10 +269,9 @@ fn mark(stats: &Stats, recorder: &Recorder) -> Mark {
     Mark {
         at_ns: sys::now_ns(),
         cpu_ns: sys::process_cpu_ns(),
-        kernel_entries: stats.kernel_entries.load(Ordering::Relaxed),
+        kernel_entries: stats.all_kernel_entries(),
         responses: stats.responses.load(Ordering::Relaxed),
         zc: (zc_sends > 0).then(|| (zc_sends, stats.zc_copied.load(Ordering::Relaxed))),
-        zero_ahead_len: stats.zero_ahead_len.load(Ordering::Relaxed),
         produced: recorder.take(),
     }
 }

@@ -1,0 +1,242 @@
+//! The binary end to end: quick runs on a small corpus, what it says when asked for nonsense, and that a directory
+//! given with `--segments` is only read.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use rohrpost_bench::corpus::generate::{Shape, ensure};
+use serde_json::Value;
+
+const SMALL: Shape = Shape { cold_segments: 2, segment_len: 4 << 20, hot_len: 20 << 20 };
+
+fn bench(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_rohrpost-bench")).args(args).output().expect("the binary runs")
+}
+
+/// A directory on a real filesystem: direct I/O does not work on tmpfs.
+fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a scratch directory")
+}
+
+fn run(dir: &Path, args: &[&str]) -> (Output, Vec<Value>) {
+    let json = dir.join("out.jsonl");
+    let mut all = vec!["run", "--rounds", "1", "--seconds", "0.3"];
+    let (dir, json_arg) = (dir.to_str().unwrap(), json.to_str().unwrap());
+    all.extend(["--data-dir", dir, "--json", json_arg]);
+    all.extend(args);
+    let output = bench(&all);
+    let text = fs::read_to_string(&json).unwrap_or_default();
+    let lines = text.lines().map(|line| serde_json::from_str(line).expect("every line is JSON")).collect();
+    (output, lines)
+}
+
+fn of_kind<'a>(lines: &'a [Value], kind: &str) -> Vec<&'a Value> {
+    lines.iter().filter(|line| line["kind"] == kind).collect()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn assert_ran(output: &Output) {
+    assert!(output.status.success(), "{}\n{}", stdout(output), stderr(output));
+}
+
+/// Fetch: every path passes its verification, delivers something, and is summed up with its ratios.
+#[test]
+fn a_quick_fetch_run_measures_every_path() {
+    let dir = scratch();
+    let segments = ensure(dir.path(), SMALL, |_, _| {}).unwrap();
+    let paths = "null,read_write,sendfile_epoll,send_epoll,sendfile_epoll_directpool,skeleton,engine_poll";
+    let args = ["--workload", "fanout-4k,fanout-64k", "--paths", paths, "--segments"];
+    let (output, lines) = run(dir.path(), &[&args[..], &[segments.to_str().unwrap()]].concat());
+    assert_ran(&output);
+    assert_eq!(of_kind(&lines, "host").len(), 1);
+    assert!(of_kind(&lines, "skipped").is_empty(), "{:?}", of_kind(&lines, "skipped"));
+    for kind in ["round", "series", "summary"] {
+        assert_eq!(of_kind(&lines, kind).len(), 14, "{kind}");
+    }
+    for round in of_kind(&lines, "round") {
+        assert!(round["gb_per_s"].as_f64().unwrap() > 0.0, "{round}");
+        assert!(round["samples"].as_u64().unwrap() > 0, "{round}");
+        assert!(round["p50_us"].as_f64().unwrap() > 0.0, "{round}");
+        assert_eq!(round["cold_gb_per_s"], Value::Null);
+    }
+    for summary in of_kind(&lines, "summary") {
+        let ratio = summary["ratio"].as_object().unwrap();
+        assert!(ratio.keys().all(|name| name != "null" && *name != summary["path"]));
+        assert_eq!(ratio.is_empty(), summary["path"] == "null", "{summary}");
+        let hgrm = format!("{}.{}.hgrm", summary["workload"], summary["path"]).replace('"', "");
+        assert!(dir.path().join("out.hgrm").join(&hgrm).is_file(), "{hgrm}");
+    }
+    assert!(stdout(&output).contains("~ no difference shown"));
+}
+
+/// Append and tail: what is acknowledged was found in the files before anything was timed.
+#[test]
+fn a_quick_append_run_measures_every_path() {
+    let dir = scratch();
+    let paths = "write_fdatasync,write_fdatasync_8,write_group_fdatasync,engine_poll";
+    let (output, lines) = run(dir.path(), &["--workload", "append-16k,tail-4", "--paths", paths]);
+    assert_ran(&output);
+    let rounds = of_kind(&lines, "round");
+    assert_eq!(rounds.len(), 6);
+    for round in rounds {
+        assert!(round["mb_per_s"].as_f64().unwrap() > 0.0, "{round}");
+        assert!(round["acks_per_s"].as_f64().unwrap() > 0.0, "{round}");
+        let delivers = round["gb_per_s"].as_f64().is_some_and(|rate| rate > 0.0);
+        assert_eq!(delivers, round["workload"] == "tail-4", "{round}");
+    }
+    // The two paths without tail readers, by name and with the reason.
+    assert_eq!(of_kind(&lines, "skipped").len(), 2);
+    let left: Vec<_> = fs::read_dir(dir.path()).unwrap().flatten().map(|entry| entry.file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().starts_with("scratch")), "{left:?}");
+}
+
+/// Bytes and times of change of everything below a directory, itself included.
+fn state_of(dir: &Path) -> BTreeMap<PathBuf, (i64, i64, i64, i64, Vec<u8>)> {
+    let mut state = BTreeMap::new();
+    let mut left = vec![dir.to_path_buf()];
+    while let Some(path) = left.pop() {
+        let meta = fs::metadata(&path).unwrap();
+        let bytes = if meta.is_dir() {
+            left.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+            Vec::new()
+        } else {
+            fs::read(&path).unwrap()
+        };
+        let times = (meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec(), bytes);
+        state.insert(path, times);
+    }
+    state
+}
+
+/// `--segments` reads: no lock file, no side file, no truncation of the torn tail that a crash left, no byte and no
+/// time of change different, nothing new beside it.
+#[test]
+fn a_given_partition_is_left_untouched() {
+    let dir = scratch();
+    let theirs = dir.path().join("theirs");
+    fs::create_dir(&theirs).unwrap();
+    let made = ensure(dir.path(), SMALL, |_, _| {}).unwrap();
+    let partition = theirs.join("orders-3");
+    fs::rename(made, &partition).unwrap();
+    // A torn tail: a reader stops before it, a recovery would cut it.
+    let last = fs::read_dir(&partition)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "log"))
+        .max()
+        .unwrap();
+    let mut bytes = fs::read(&last).unwrap();
+    bytes.extend_from_within(0..100);
+    fs::write(&last, bytes).unwrap();
+    let before = state_of(&theirs);
+    let paths = "sendfile_epoll,sendfile_epoll_directpool,engine_poll,engine";
+    let args = ["--workload", "fanout-64k", "--paths", paths, "--segments", partition.to_str().unwrap()];
+    let (output, lines) = run(dir.path(), &args);
+    assert_ran(&output);
+    let ran = of_kind(&lines, "round").len();
+    // Where io_uring is forbidden, `engine` is skipped with the reason.
+    assert_eq!(ran + of_kind(&lines, "skipped").len(), 4);
+    assert!(ran >= 3, "{:?}", of_kind(&lines, "skipped"));
+    let after = state_of(&theirs);
+    assert_eq!(before.keys().collect::<Vec<_>>(), after.keys().collect::<Vec<_>>());
+    for (path, state) in &before {
+        assert!(after[path] == *state, "{} was changed", path.display());
+    }
+}
+
+/// A log too small for cold readers is skipped with the reason, and the run goes on.
+#[test]
+fn a_workload_too_large_for_the_log_is_skipped() {
+    let dir = scratch();
+    let segments = ensure(dir.path(), SMALL, |_, _| {}).unwrap();
+    let args = ["--workload", "backfill-1,fanout-1k", "--paths", "sendfile_epoll", "--segments"];
+    let (output, lines) = run(dir.path(), &[&args[..], &[segments.to_str().unwrap()]].concat());
+    assert_ran(&output);
+    let skipped = of_kind(&lines, "skipped");
+    assert_eq!((skipped.len(), &skipped[0]["workload"]), (1, &Value::from("backfill-1")));
+    assert!(skipped[0]["reason"].as_str().unwrap().contains("256 MiB"));
+    assert_eq!(of_kind(&lines, "round").len(), 1);
+    assert!(stdout(&output).contains("skipped backfill-1"));
+}
+
+/// Asked for what does not exist, it says what there is, and exits with 2.
+#[test]
+fn nonsense_is_answered_with_cause_and_remedy() {
+    let dir = scratch();
+    let file = dir.path().join("file");
+    fs::write(&file, "x").unwrap();
+    let (file, nowhere) = (file.to_str().unwrap().to_string(), dir.path().join("nowhere"));
+    let cases: &[(&[&str], i32, &str)] = &[
+        (&["--workload", "fanout-5k"], 2, "fanout-4k"),
+        (&["--paths", "warp"], 2, "sendfile_epoll"),
+        (&["--server-core", "4095"], 2, "--server-core"),
+        (&["--client-core", "4095"], 2, "--client-core"),
+        (&["--segments", nowhere.to_str().unwrap()], 2, "no such directory"),
+        (&["--mask-features", "warp"], 2, "single_issuer"),
+        (&["--rounds", "0"], 2, "--rounds"),
+        (&["--pool-chunk-kib", "3"], 2, "multiple of 4"),
+        (&["--segments", dir.path().to_str().unwrap()], 1, "partition directory"),
+        (&["--data-dir", &file, "--json", "/dev/null"], 1, "cannot create"),
+    ];
+    for (args, code, says) in cases {
+        let mut all = vec!["run"];
+        if !args.contains(&"--data-dir") {
+            all.extend(["--data-dir", dir.path().to_str().unwrap()]);
+        }
+        if !args.contains(&"--workload") {
+            all.extend(["--workload", "fanout-64k"]);
+        }
+        all.extend(*args);
+        let output = bench(&all);
+        assert_eq!(output.status.code(), Some(*code), "{args:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(says), "{args:?}: {}", stderr(&output));
+    }
+    assert_eq!(bench(&["--no-such-flag"]).status.code(), Some(2));
+}
+
+/// `list` names what `run` takes.
+#[test]
+fn list_names_workloads_and_paths() {
+    let text = stdout(&bench(&["list"]));
+    for name in ["backfill-1", "tail-16", "sendfile_epoll_directpool", "engine_poll", "write_group_fdatasync"]
+    {
+        assert!(text.contains(name), "{name} in\n{text}");
+    }
+}
+
+/// Ctrl-C amid a run: exit code 130, children gone, scratch files gone, the lines so far kept.
+#[test]
+fn an_interrupted_run_cleans_up() {
+    let dir = scratch();
+    let json = dir.path().join("out.jsonl");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_rohrpost-bench"))
+        .args(["run", "--workload", "append-16k", "--paths", "write_fdatasync", "--seconds", "30"])
+        .args(["--data-dir", dir.path().to_str().unwrap(), "--json", json.to_str().unwrap()])
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let scratch_dir = dir.path().join(format!("scratch-{}", child.id()));
+    // The window runs when the server has made its segments a second time, after the verification.
+    let started = || scratch_dir.exists() && fs::metadata(&json).is_ok_and(|meta| meta.len() > 0);
+    while !started() {
+        assert!(child.try_wait().unwrap().is_none(), "ended by itself");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(!scratch_dir.exists());
+    let text = fs::read_to_string(&json).unwrap();
+    assert!(text.lines().next().is_some_and(|line| line.contains("\"host\"")));
+}
