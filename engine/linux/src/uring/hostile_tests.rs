@@ -2,38 +2,17 @@
 //! own, since limits and filters cannot be taken back: the test starts its own binary again.
 
 use std::os::fd::AsRawFd;
-use std::process::Command;
 
 use rohrpost_engine_core::limits::ShardLimits;
 use rohrpost_engine_core::ops::Event;
 use rustix::process::{Resource, Rlimit};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
-use super::tests::{driver, grow};
+use super::tests::{available, driver, grow};
 use super::{Feature, FeatureMask, Reason, SetupError, probe};
 use crate::arena::LinuxArena;
+use crate::testing::limit_bodies::{self, in_child};
 use crate::testing::{Options, Rig, disk_bodies, net_bodies};
-
-const ROLE: &str = "ROHRPOST_TEST_ROLE";
-
-/// Runs this very test in a process of its own; `false` in the parent, after the child succeeded.
-fn in_child(test: &str) -> bool {
-    if std::env::var(ROLE).as_deref() == Ok(test) {
-        return true;
-    }
-    let name = format!("uring::hostile_tests::{test}");
-    let program = std::env::current_exe().expect("a test binary knows its path");
-    let output = Command::new(program)
-        .args(["--exact", &name, "--nocapture", "--test-threads=1"])
-        .env(ROLE, test)
-        .output()
-        .expect("the test binary starts again");
-    let text = String::from_utf8_lossy(&output.stdout);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{test} in a child:\n{text}\n{errors}");
-    assert!(text.contains("1 passed"), "the child ran nothing:\n{text}");
-    false
-}
 
 fn without_locked_memory_rights(limit: u64) {
     let mut sets = capabilities(None).expect("a thread may ask");
@@ -49,6 +28,9 @@ fn without_locked_memory_rights(limit: u64) {
 /// filter is the likely cause, names the calls to allow, and names the driver that works.
 #[test]
 fn a_filter_is_named_with_its_remedy() {
+    if !available() {
+        return;
+    }
     for errno in [libc::EPERM, libc::ENOSYS] {
         let explained = std::thread::spawn(move || {
             forbid_io_uring(errno);
@@ -86,7 +68,10 @@ fn forbid_io_uring(errno: i32) {
 /// The slab is used unregistered, this is said once by name, and everything works.
 #[test]
 fn a_slab_beyond_the_locked_memory_limit_is_used_unregistered() {
-    if !in_child("a_slab_beyond_the_locked_memory_limit_is_used_unregistered") {
+    if !available() {
+        return;
+    }
+    if !in_child("uring::hostile_tests::a_slab_beyond_the_locked_memory_limit_is_used_unregistered") {
         return;
     }
     without_locked_memory_rights(8 << 20);
@@ -111,7 +96,10 @@ fn a_slab_beyond_the_locked_memory_limit_is_used_unregistered() {
 /// Not even a ring fits: the error names the limit and the ways out.
 #[test]
 fn a_ring_beyond_the_locked_memory_limit_is_an_error_with_its_remedy() {
-    if !in_child("a_ring_beyond_the_locked_memory_limit_is_an_error_with_its_remedy") {
+    if !available() {
+        return;
+    }
+    if !in_child("uring::hostile_tests::a_ring_beyond_the_locked_memory_limit_is_an_error_with_its_remedy") {
         return;
     }
     without_locked_memory_rights(0);
@@ -123,31 +111,63 @@ fn a_ring_beyond_the_locked_memory_limit_is_an_error_with_its_remedy() {
     }
 }
 
-/// No descriptor is left when a client connects: it waits in the backlog, the shard rests instead of
-/// trying in a loop, and accepts when descriptors are back.
+/// No descriptor is left to accept with: the shard rests instead of trying in a loop, and accepts when
+/// one is back, with and without multishot requests.
 #[test]
 fn no_descriptor_left_to_accept_with() {
-    if !in_child("no_descriptor_left_to_accept_with") {
+    if !available() {
         return;
     }
-    for mask in [FeatureMask::NONE, FeatureMask::NONE.forbid(Feature::MultishotAccept)] {
-        let (options, address) = Options::listening();
-        let mut rig = Rig::new(driver(mask, options));
-        let client = std::net::TcpStream::connect(address).expect("the backlog takes it");
-        let before = rustix::process::getrlimit(Resource::Nofile);
-        let lowest_free = client.try_clone().expect("a descriptor is free").as_raw_fd() as u64;
-        let none_left = Rlimit { current: Some(lowest_free), ..before };
-        rustix::process::setrlimit(Resource::Nofile, none_left).expect("limits may be lowered");
-        // The kernel looks at the limit when the request is made, and that is in the first turn.
-        (0..3).for_each(|_| rig.turn());
-        assert!(rig.driver.counters().accept_starved_count > 0, "accepting did not notice");
-        assert!(rig.events.is_empty(), "accepted without a descriptor");
-        rustix::process::setrlimit(Resource::Nofile, before).expect("the hard limit is as it was");
-        rig.until("connection", |event| matches!(event, Event::Accepted(_)).then_some(()));
-        let starved = rig.driver.counters().accept_starved_count;
-        assert!(starved < 20, "tried {starved} times");
-        assert_eq!(rig.driver.listener_error(), None);
+    if in_child("uring::hostile_tests::no_descriptor_left_to_accept_with") {
+        limit_bodies::out_of_descriptors(|options| driver(FeatureMask::NONE, options));
     }
+}
+
+#[test]
+fn no_descriptor_left_to_accept_one_by_one_with() {
+    if !available() {
+        return;
+    }
+    if in_child("uring::hostile_tests::no_descriptor_left_to_accept_one_by_one_with") {
+        let mask = FeatureMask::NONE.forbid(Feature::MultishotAccept);
+        limit_bodies::out_of_descriptors(|options| driver(mask, options));
+    }
+}
+
+/// Nobody closes anything: time alone makes the shard try again, and not in a loop.
+#[test]
+fn accepting_resumes_by_itself() {
+    if !available() {
+        return;
+    }
+    if !in_child("uring::hostile_tests::accepting_resumes_by_itself") {
+        return;
+    }
+    let (options, address) = Options::listening();
+    let mut rig = Rig::new(driver(FeatureMask::NONE, options));
+    let client = std::net::TcpStream::connect(address).expect("the backlog takes it");
+    let before = rustix::process::getrlimit(Resource::Nofile);
+    let lowest_free = client.try_clone().expect("a descriptor is free").as_raw_fd() as u64;
+    let none_left = Rlimit { current: Some(lowest_free), ..before };
+    rustix::process::setrlimit(Resource::Nofile, none_left).expect("limits may be lowered");
+    // The kernel looks at the limit when the request is made, and that is in the first turn.
+    (0..3).for_each(|_| rig.turn());
+    assert!(rig.driver.counters().accept_starved_count > 0, "accepting did not notice");
+    assert!(rig.events.is_empty(), "accepted without a descriptor");
+    rustix::process::setrlimit(Resource::Nofile, before).expect("the hard limit is as it was");
+    rig.until("connection", |event| matches!(event, Event::Accepted(_)).then_some(()));
+    let starved = rig.driver.counters().accept_starved_count;
+    assert!(starved < 20, "tried {starved} times");
+    assert_eq!(rig.driver.listener_error(), None);
+}
+
+/// A full disk is an error or a short write, and is over when there is space.
+#[test]
+fn full_disk() {
+    if !available() {
+        return;
+    }
+    limit_bodies::full_disk(|options| driver(FeatureMask::NONE, options));
 }
 
 /// The sysctl is the host's; its message can be tested, its setting cannot.
