@@ -3,3 +3,4 @@
 mod engine_files;
 mod golden;
 mod interop;
+mod reopen;
