@@ -3,7 +3,7 @@
 //!
 //! This is the only crate of the workspace with unsafe code. Every block names the invariant it relies
 //! on; UNSAFE.md lists them with the tests that hold them. Reading path: [`memory`], [`arena`],
-//! [`file`], [`disk`], [`inbox`], [`helper`], [`net`], [`poll`], [`uring`].
+//! [`mod@file`], [`disk`], [`inbox`], [`helper`], [`net`], [`poll`], [`uring`].
 
 pub mod arena;
 pub mod cpu;

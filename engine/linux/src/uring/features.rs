@@ -1,7 +1,7 @@
 //! The kernel features the ring driver can use, each with a name, the kernel that brought it, and what
 //! is lost without it.
 //!
-//! Owns the list; probing lives in [`super::probe`]. Always holds: the driver is correct with any one
+//! Owns the list; probing lives in [`super::probe()`]. Always holds: the driver is correct with any one
 //! of them, and with all of them, off. A [`FeatureMask`] switches features off by name, so that the
 //! behaviour on an older kernel can be tested on a newer one.
 
