@@ -1,7 +1,7 @@
 //! The arena of one shard: slabs of huge pages, cut into chunks by buddies.
 //!
 //! Owns the free lists; the shard's thread alone takes chunks. Chunks and leases travel, and return by
-//! themselves from any thread, without a lock or an allocation (see [`slab`]). The arena merges what
+//! themselves from any thread, without a lock or an allocation (see `slab.rs`). The arena merges what
 //! has returned when it runs short.
 //!
 //! Always holds: `free_len` equals `capacity` exactly when nobody owns a chunk or a lease.
