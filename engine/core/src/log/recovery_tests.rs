@@ -270,6 +270,22 @@ fn names_are_durable_before_anything_is_built_on_them() {
     assert_eq!(empty.take_trace()[0], "sync directory /");
 }
 
+/// What is served after recovery is on the device, and what was cut off cannot come back behind new batches.
+#[test]
+fn what_was_read_and_what_was_cut_is_synced() {
+    let bytes = batches(0, 3, 50);
+    for (torn, expected) in [(0, vec!["sync"]), (1, vec!["sync", "truncate", "sync"])] {
+        let disk = killed_with(&bytes[..bytes.len() - torn]);
+        let dir = log_dir(&disk);
+        disk.take_trace();
+        drop(try_open(&dir, &config()).unwrap());
+        let log = format!(" {}", segment(0, "log").display());
+        let trace = disk.take_trace();
+        let steps: Vec<_> = trace.iter().filter_map(|entry| entry.strip_suffix(&log)).collect();
+        assert_eq!(steps, expected);
+    }
+}
+
 /// Batches larger than a scan's block are read in pieces.
 #[test]
 fn large_batches_are_checked_to_their_last_byte() {
