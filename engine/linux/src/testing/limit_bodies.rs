@@ -10,7 +10,7 @@ use rohrpost_engine_core::platform::Chunk;
 use rohrpost_engine_core::types::{ByteCount, Position};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use super::{LinuxTypes, Options, Rig, arena, patterned};
+use super::{LinuxTypes, Options, Rig, arena, patterned, skip};
 use crate::disk::LinuxDisk;
 
 const ROLE: &str = "ROHRPOST_TEST_LIMIT";
@@ -76,8 +76,7 @@ where
 {
     let dir = tempfile::tempdir().expect("a directory for the test");
     if !mount_small_tmpfs(dir.path()) {
-        eprintln!("SKIPPED full_disk: mounting a small tmpfs needs root");
-        return;
+        return skip("mounting a small tmpfs needs root");
     }
     std::fs::write(dir.path().join("ballast"), vec![1; 900 << 10]).expect("room for the ballast");
     let file = LinuxDisk.open(&dir.path().join("a"), OpenMode::CreateNew, Caching::Buffered).expect("a file");

@@ -10,18 +10,17 @@ use std::time::Duration;
 
 use io_uring::{opcode, types};
 use rohrpost_engine_core::disk::Errno;
-use rohrpost_engine_core::limits::ShardLimits;
 use rohrpost_engine_core::ops::{Driver, Event, Now, Ops};
-use rohrpost_engine_core::types::{ByteCount, Nanos, Timestamp};
+use rohrpost_engine_core::types::{Nanos, Timestamp};
 
 use super::UringPlatform;
 use super::accept::Acceptor;
+use super::config::{UringConfig, UringCounters, ring_sizes};
 use super::disk_ops::DiskTable;
 use super::features::{Feature, FeatureSet, Missing, Reason};
 use super::net_ops::ConnTable;
-use super::probe::ProbeReport;
 use super::recv::RecvPool;
-use super::ring::{Cqe, Ring, RingError, RingSizes};
+use super::ring::{Cqe, Ring, RingError};
 use super::setup_error::{SetupError, locked_memory_limit};
 use super::slab::{Key, Kind};
 use crate::arena::LinuxSlab;
@@ -30,66 +29,6 @@ use crate::helper::ShardHelper;
 use crate::inbox::{Inbox, ReplySink};
 use crate::net::Listener;
 use crate::stats::DriverStats;
-
-/// What a driver is made of.
-#[derive(Debug)]
-pub struct UringConfig {
-    /// The shard's sizes.
-    pub limits: ShardLimits,
-    /// What the host can do, from [`super::probe()`].
-    pub report: ProbeReport,
-    /// Length of a receive buffer, bytes.
-    pub recv_buf_len: usize,
-    /// Receive buffers, a power of two.
-    pub recv_buf_count: u16,
-    /// Kernel worker threads per class (syncs, buffered writes), per shard.
-    pub workers_max: u32,
-}
-
-impl UringConfig {
-    /// Defaults for a shard of these limits.
-    pub fn new(limits: ShardLimits, report: ProbeReport) -> Self {
-        let recv_buf_count = limits.connections_max.next_power_of_two().clamp(64, 512) as u16;
-        Self { limits, report, recv_buf_len: 16 << 10, recv_buf_count, workers_max: 4 }
-    }
-
-    /// What the driver's memory goes to, apart from the arena; the queues count as locked memory.
-    pub fn bill(&self) -> [(&'static str, ByteCount); 3] {
-        let sizes = ring_sizes(&self.limits, self.recv_buf_count, self.workers_max);
-        let queues = u64::from(sizes.submissions) * 68 + u64::from(sizes.completions) * 16;
-        let buffers = self.recv_buf_len * usize::from(self.recv_buf_count);
-        let tables = ConnTable::slot_len() * self.limits.connections_max as usize
-            + DiskTable::write_slot_len() * self.limits.commits_in_flight_max as usize;
-        [
-            ("ring queues", ByteCount::new(queues)),
-            ("receive buffers", ByteCount::of_usize(buffers)),
-            ("operations in flight", ByteCount::of_usize(tables)),
-        ]
-    }
-}
-
-/// What a driver has done so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct UringCounters {
-    /// Calls of `io_uring_enter`.
-    pub enter_count: u64,
-    /// Disk transfers from or to registered memory.
-    pub fixed_count: u64,
-    /// Disk transfers from or to memory that the kernel had to pin for them.
-    pub plain_count: u64,
-    /// Slabs registered with the ring.
-    pub slabs_registered: u32,
-    /// Slabs used without registration.
-    pub slabs_unregistered: u32,
-    /// Receives that had to wait for a free buffer.
-    pub recv_starved_count: u64,
-    /// Connections closed at once because the table was full.
-    pub refused_count: u64,
-    /// Accepts that failed for want of descriptors or memory.
-    pub accept_starved_count: u64,
-    /// Turns that found the completion queue overflowed; nothing is lost, the kernel keeps the rest.
-    pub overflow_count: u64,
-}
 
 /// The io_uring driver of one shard. Made and used on the shard's thread.
 pub struct UringDriver {
@@ -425,16 +364,6 @@ fn give_up(ring: &mut Ring, missing: &mut Vec<Missing>, feature: Feature, errno:
             missing.push(Missing { feature: *dependent, reason: Reason::Needs(feature) });
         }
     }
-}
-
-/// Room for every completion that can be outstanding: one per disk operation, a send, a cancellation
-/// and the end of a receive per connection, one per receive buffer, and a burst of accepts.
-fn ring_sizes(limits: &ShardLimits, recv_buf_count: u16, workers_max: u32) -> RingSizes {
-    let reads = (limits.cold_read_bytes_max.get() / limits.cold_read_len.get().max(1)) as u32;
-    let disk = limits.commits_in_flight_max + reads;
-    let completions = 2 * disk + 4 * limits.connections_max + u32::from(recv_buf_count) + 64;
-    let submissions = (disk + limits.connections_max).next_power_of_two().clamp(64, 1024);
-    RingSizes { submissions, completions: completions.next_power_of_two().min(65_536), workers_max }
 }
 
 /// `sendfile` to a closed connection raises `SIGPIPE`, and has no flag against it.

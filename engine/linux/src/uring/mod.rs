@@ -6,6 +6,7 @@
 //! why. Does not decide anything about order or durability.
 
 mod accept;
+mod config;
 mod conn;
 mod disk_ops;
 mod driver;
@@ -19,10 +20,12 @@ mod recv;
 mod ring;
 pub mod setup_error;
 mod slab;
+mod socket;
 #[cfg(test)]
 mod tests;
 
-pub use driver::{UringConfig, UringCounters, UringDriver};
+pub use config::{UringConfig, UringCounters};
+pub use driver::UringDriver;
 pub use features::{Feature, FeatureInfo, FeatureMask, FeatureSet, Missing, Reason, UnknownFeature};
 pub use platform::UringPlatform;
 pub use probe::{ProbeReport, probe};

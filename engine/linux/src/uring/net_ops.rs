@@ -5,8 +5,7 @@
 //! armed again as soon as one is free; `Closed` comes after every other event of its connection.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::ptr::NonNull;
+use std::os::fd::{AsFd, OwnedFd};
 
 use io_uring::{opcode, squeue, types};
 use rohrpost_engine_core::disk::Errno;
@@ -18,9 +17,12 @@ use super::features::{Feature, FeatureSet};
 use super::recv::{BUFFER_GROUP, RecvBuf, RecvPool};
 use super::ring::{Cqe, Ring, RingError};
 use super::slab::{Key, Kind};
-use crate::file::errno_of;
+use super::socket::{receive_now, send_from_file};
 
 type Events = Vec<Event<UringPlatform>>;
+
+/// Whether the ring still works.
+type Outcome = Result<(), RingError>;
 
 /// See the module.
 pub(super) struct ConnTable {
@@ -89,12 +91,7 @@ impl ConnTable {
     }
 
     /// Starts an operation; what ends on the spot is reported at once.
-    pub(super) fn push(
-        &mut self,
-        ring: &mut Ring,
-        op: NetOp<UringPlatform>,
-        events: &mut Events,
-    ) -> Result<(), RingError> {
+    pub(super) fn push(&mut self, ring: &mut Ring, op: NetOp<UringPlatform>, events: &mut Events) -> Outcome {
         match op {
             NetOp::Receive(id) => self.receive(ring, id),
             NetOp::Pause(id) => self.pause(ring, id),
@@ -104,7 +101,7 @@ impl ConnTable {
         }
     }
 
-    fn receive(&mut self, ring: &mut Ring, id: ConnId) -> Result<(), RingError> {
+    fn receive(&mut self, ring: &mut Ring, id: ConnId) -> Outcome {
         let Some(conn) = self.find(id) else { return Ok(()) };
         if conn.closing {
             return Ok(());
@@ -113,7 +110,7 @@ impl ConnTable {
         if conn.recv == RecvState::Idle { self.arm_recv(ring, id.slot) } else { Ok(()) }
     }
 
-    fn pause(&mut self, ring: &mut Ring, id: ConnId) -> Result<(), RingError> {
+    fn pause(&mut self, ring: &mut Ring, id: ConnId) -> Outcome {
         let kind = self.recv_kind();
         let Some(conn) = self.find(id) else { return Ok(()) };
         conn.wants_bytes = false;
@@ -134,7 +131,7 @@ impl ConnTable {
         if self.features.has(Feature::BufRing) { Kind::Recv } else { Kind::RecvPoll }
     }
 
-    fn arm_recv(&mut self, ring: &mut Ring, slot: u32) -> Result<(), RingError> {
+    fn arm_recv(&mut self, ring: &mut Ring, slot: u32) -> Outcome {
         let buffer_len = self.pool.buffer_len() as u32;
         let conn = &mut self.conns[slot as usize];
         conn.recv = RecvState::Armed;
@@ -151,7 +148,7 @@ impl ConnTable {
     }
 
     /// Arms the receives that found no buffer, as far as buffers have come back.
-    pub(super) fn feed_starved(&mut self, ring: &mut Ring) -> Result<(), RingError> {
+    pub(super) fn feed_starved(&mut self, ring: &mut Ring) -> Outcome {
         for _ in 0..self.starved.len().min(self.pool.free_count()) {
             let Some(id) = self.starved.pop_front() else { break };
             if self.find(id).is_some_and(|conn| conn.recv == RecvState::Starved) {
@@ -161,12 +158,7 @@ impl ConnTable {
         Ok(())
     }
 
-    fn send(
-        &mut self,
-        ring: &mut Ring,
-        send: Send<UringPlatform>,
-        events: &mut Events,
-    ) -> Result<(), RingError> {
+    fn send(&mut self, ring: &mut Ring, send: Send<UringPlatform>, events: &mut Events) -> Outcome {
         let id = send.conn;
         let Some(conn) = self.find(id).filter(|conn| !conn.closing) else {
             events.push(Event::Sent { conn: id, result: Err(Errno::CONNRESET), released: Some(send) });
@@ -181,12 +173,7 @@ impl ConnTable {
         self.submit(ring, id.slot, Kind::Send, entry)
     }
 
-    fn send_file(
-        &mut self,
-        ring: &mut Ring,
-        file: SendFile<UringPlatform>,
-        events: &mut Events,
-    ) -> Result<(), RingError> {
+    fn send_file(&mut self, ring: &mut Ring, file: SendFile<UringPlatform>, events: &mut Events) -> Outcome {
         let id = file.conn;
         let Some(conn) = self.find(id).filter(|conn| !conn.closing) else {
             events.push(Event::Sent { conn: id, result: Err(Errno::CONNRESET), released: None });
@@ -207,13 +194,13 @@ impl ConnTable {
         }
     }
 
-    fn await_writable(&mut self, ring: &mut Ring, slot: u32) -> Result<(), RingError> {
+    fn await_writable(&mut self, ring: &mut Ring, slot: u32) -> Outcome {
         let socket = types::Fd(self.conns[slot as usize].fd());
         let entry = opcode::PollAdd::new(socket, libc::POLLOUT as u32).build();
         self.submit(ring, slot, Kind::SendFilePoll, entry)
     }
 
-    fn close(&mut self, ring: &mut Ring, id: ConnId, events: &mut Events) -> Result<(), RingError> {
+    fn close(&mut self, ring: &mut Ring, id: ConnId, events: &mut Events) -> Outcome {
         let Some(conn) = self.find(id).filter(|conn| !conn.closing) else { return Ok(()) };
         conn.closing = true;
         conn.wants_bytes = false;
@@ -239,7 +226,7 @@ impl ConnTable {
     }
 
     /// Closes every connection; for the end of the driver.
-    pub(super) fn close_all(&mut self, ring: &mut Ring, events: &mut Events) -> Result<(), RingError> {
+    pub(super) fn close_all(&mut self, ring: &mut Ring, events: &mut Events) -> Outcome {
         for index in 0..self.conns.len() {
             let id = self.conns[index].id;
             self.close(ring, id, events)?;
@@ -253,13 +240,7 @@ impl ConnTable {
         std::mem::forget(self.pool.clone());
     }
 
-    fn submit(
-        &mut self,
-        ring: &mut Ring,
-        slot: u32,
-        kind: Kind,
-        entry: squeue::Entry,
-    ) -> Result<(), RingError> {
+    fn submit(&mut self, ring: &mut Ring, slot: u32, kind: Kind, entry: squeue::Entry) -> Outcome {
         let conn = &mut self.conns[slot as usize];
         conn.requests += 1;
         self.requests += 1;
@@ -270,13 +251,7 @@ impl ConnTable {
     }
 
     /// Takes a completion of one of the connections' requests.
-    pub(super) fn complete(
-        &mut self,
-        ring: &mut Ring,
-        key: Key,
-        cqe: Cqe,
-        events: &mut Events,
-    ) -> Result<(), RingError> {
+    pub(super) fn complete(&mut self, ring: &mut Ring, key: Key, cqe: Cqe, events: &mut Events) -> Outcome {
         let Some(conn) = self.conns.get_mut(key.index as usize).filter(|conn| conn.key(key.kind) == key)
         else {
             debug_assert!(false, "a completion outlived its connection: {key:?}");
@@ -311,12 +286,7 @@ impl ConnTable {
         events.push(Event::Sent { conn: conn.id, result, released: Some(send) });
     }
 
-    fn complete_writable(
-        &mut self,
-        ring: &mut Ring,
-        slot: u32,
-        events: &mut Events,
-    ) -> Result<(), RingError> {
+    fn complete_writable(&mut self, ring: &mut Ring, slot: u32, events: &mut Events) -> Outcome {
         let conn = &mut self.conns[slot as usize];
         let Transfer::File(file) = std::mem::replace(&mut conn.transfer, Transfer::None) else {
             unreachable!("a wait for room ended that nobody began");
@@ -334,13 +304,7 @@ impl ConnTable {
         Ok(())
     }
 
-    fn complete_recv(
-        &mut self,
-        ring: &mut Ring,
-        slot: u32,
-        cqe: Cqe,
-        events: &mut Events,
-    ) -> Result<(), RingError> {
+    fn complete_recv(&mut self, ring: &mut Ring, slot: u32, cqe: Cqe, events: &mut Events) -> Outcome {
         let outcome = cqe.outcome();
         // Lent first, so that it returns to the ring on every path.
         let buffer = cqe.buffer().map(|index| self.pool.lend(index, outcome.unwrap_or(0)));
@@ -355,13 +319,7 @@ impl ConnTable {
         self.received(ring, slot, bytes, events)
     }
 
-    fn complete_readable(
-        &mut self,
-        ring: &mut Ring,
-        slot: u32,
-        cqe: Cqe,
-        events: &mut Events,
-    ) -> Result<(), RingError> {
+    fn complete_readable(&mut self, ring: &mut Ring, slot: u32, cqe: Cqe, events: &mut Events) -> Outcome {
         let conn = &mut self.conns[slot as usize];
         conn.recv = RecvState::Idle;
         if let Err(errno) = cqe.outcome() {
@@ -387,7 +345,7 @@ impl ConnTable {
         slot: u32,
         bytes: Result<RecvBuf, Errno>,
         events: &mut Events,
-    ) -> Result<(), RingError> {
+    ) -> Outcome {
         let conn = &mut self.conns[slot as usize];
         match bytes {
             Err(Errno(libc::ENOBUFS)) if conn.wants_bytes => {
@@ -407,21 +365,4 @@ impl ConnTable {
         let rearm = conn.wants_bytes && conn.recv == RecvState::Idle;
         if rearm { self.arm_recv(ring, slot) } else { Ok(()) }
     }
-}
-
-/// As many of the file's bytes as the socket takes at this moment.
-fn send_from_file(socket: Option<&OwnedFd>, file: &SendFile<UringPlatform>) -> Result<usize, Errno> {
-    let Some(socket) = socket else { return Err(Errno::CONNRESET) };
-    let source = file.file.buffered_fd()?;
-    let mut position = file.position.get();
-    let sent = rustix::fs::sendfile(socket, source, Some(&mut position), file.len);
-    sent.map_err(errno_of)
-}
-
-/// What the socket has, without waiting.
-fn receive_now(fd: BorrowedFd<'_>, start: NonNull<u8>, len: usize) -> Result<usize, Errno> {
-    use std::os::fd::AsRawFd;
-    // SAFETY: [U25] the pool lends the buffer for the length of this call.
-    let received = unsafe { libc::recv(fd.as_raw_fd(), start.as_ptr().cast(), len, libc::MSG_DONTWAIT) };
-    usize::try_from(received).map_err(|_| crate::file::errno_of_io(&std::io::Error::last_os_error()))
 }

@@ -193,7 +193,7 @@ mod tests {
     /// Whatever the kernel, the report accounts for every feature exactly once.
     #[test]
     fn every_feature_is_used_or_missing_with_a_reason() {
-        let Ok(report) = probe(FeatureMask::NONE) else { return eprintln!("SKIPPED: no io_uring") };
+        let Ok(report) = probe(FeatureMask::NONE) else { return crate::testing::skip("no io_uring") };
         for feature in Feature::ALL {
             let missing = report.missing.iter().filter(|missing| missing.feature == *feature).count();
             let used = usize::from(report.features.has(*feature));
@@ -206,7 +206,7 @@ mod tests {
     fn masks_are_honoured_and_reported() {
         for feature in Feature::ALL {
             let mask = FeatureMask::NONE.forbid(*feature);
-            let Ok(report) = probe(mask) else { return eprintln!("SKIPPED: no io_uring") };
+            let Ok(report) = probe(mask) else { return crate::testing::skip("no io_uring") };
             assert!(!report.features.has(*feature));
             let reason = report.missing.iter().find(|missing| missing.feature == *feature);
             assert_eq!(reason.map(|missing| missing.reason), Some(Reason::Masked));

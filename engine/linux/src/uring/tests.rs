@@ -10,7 +10,7 @@ use super::{Feature, FeatureMask, UringConfig, UringDriver, UringPlatform, probe
 use crate::arena::LinuxArena;
 use crate::helper::Helper;
 use crate::inbox::{Inbox, Mailbox, ReplySink};
-use crate::testing::{Options, Rig, disk_bodies, net_bodies};
+use crate::testing::{Options, Rig, disk_bodies, net_bodies, skip};
 
 struct NoReplies;
 
@@ -56,7 +56,7 @@ fn masks() -> Vec<FeatureMask> {
 pub(super) fn available() -> bool {
     let report = probe(FeatureMask::NONE);
     if let Err(error) = &report {
-        eprintln!("SKIPPED: {error}");
+        skip(error);
     }
     report.is_ok()
 }
@@ -169,8 +169,7 @@ fn registered_memory_is_used_as_such() {
     let mut arena = LinuxArena::new(1);
     grow(&mut rig.driver, &mut arena);
     if let Some(missing) = rig.driver.missing().iter().find(|gone| gone.feature == Feature::FixedBuffers) {
-        eprintln!("SKIPPED: {missing}");
-        return;
+        return skip(missing);
     }
     disk_bodies::one_write(&mut rig, &mut arena);
     let stats = rig.driver.counters();
