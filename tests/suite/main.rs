@@ -4,3 +4,4 @@ mod engine_files;
 mod golden;
 mod interop;
 mod reopen;
+mod tidy;
