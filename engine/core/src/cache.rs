@@ -2,7 +2,7 @@
 //!
 //! Owns one lease per cached chunk, and the reads that are under way to fill one. A chunk covers a
 //! position range that is aligned to its own length, so that a granule of [`CHUNK_LEN_MIN`] is in at
-//! most one chunk (invariant I9). Scan-resistant: what a reader brought from the disk waits in a short
+//! most one chunk (I7). Scan-resistant: what a reader brought from the disk waits in a short
 //! queue and leaves it unless a second reader asks for it; what was written lately, or read twice, is
 //! in the main queue. Several readers of one cold range wait for one read.
 //!
@@ -295,7 +295,7 @@ impl<L: Lease> ReadCache<L> {
     }
 
     fn new_entry(&mut self, uid: SegmentUid, position: Position, len: ByteCount) -> u32 {
-        debug_assert_eq!(position.get() % len.get(), 0, "I9");
+        debug_assert_eq!(position.get() % len.get(), 0, "I7");
         let index = match self.free.pop() {
             Some(index) => index,
             None => {

@@ -19,7 +19,15 @@ pub(super) const UNSAFE_HOME: &str = "engine/linux/";
 pub(super) const UNSAFE_ELSEWHERE: &[(&str, &str)] = &[];
 
 /// Where something may be printed: folders and files whose job it is to talk to a terminal, and tests.
-pub(super) const PRINTERS: &[&str] = &["tests/", "engine/examples/", "engine/sim/src/bin/", "bench-harness/"];
+pub(super) const PRINTERS: &[&str] = &[
+    "tests/",
+    "engine/examples/",
+    "engine/tests/",
+    "engine/sim/src/bin/",
+    "bench-harness/",
+    "engine/linux/tests/",
+    "engine/linux/src/testing/",
+];
 
 /// Hosts that a text may name.
 pub(super) const HOSTS: &[&str] = &[

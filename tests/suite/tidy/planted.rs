@@ -28,7 +28,8 @@ fn machine_paths_are_found() {
     assert_eq!(lines(documents::machine_paths, "a.md", &home), [1]);
     let relative = format!("see src{}x\n", "/wo".to_owned() + "rk/");
     assert_eq!(lines(documents::machine_paths, "a.md", &relative), [0; 0]);
-    assert_eq!(lines(documents::machine_paths, "a.md", "\nfrom https://mirror.example/crates\n"), [2]);
+    let unknown = format!("\nfrom https:{}crates\n", "//mirror.example/");
+    assert_eq!(lines(documents::machine_paths, "a.md", &unknown), [2]);
     assert_eq!(
         lines(documents::machine_paths, "a.md", "http://127.0.0.1:9092 https://github.com/x\n"),
         [0; 0]

@@ -1,6 +1,6 @@
 //! A fetch under way: from the request to the last byte handed to a socket or a handle.
 //!
-//! Always holds: a fetch is in one place at a time: new, parked on its partition, waiting for one read
+//! Always holds (I13): a fetch is in one place at a time: new, parked on its partition, waiting for one read
 //! of the cache, or streaming. A slot is reused only when nothing names it any more: a cancelled fetch
 //! that still stands in a list of waiters keeps its slot until that read has ended.
 

@@ -227,7 +227,7 @@ impl<P: Platform> Partition<P> {
         }
     }
 
-    /// Feeds the side file with the batches of `[from, to)`, which are durable now.
+    /// Feeds the side file with the batches of `[from, to)`, which are durable now (I14).
     fn extend_chain(&mut self, uid: SegmentUid, from: Position, to: Position) {
         let mut at = from;
         while at < to {

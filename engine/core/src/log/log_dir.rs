@@ -1,6 +1,6 @@
 //! One log directory: its lock, its checkpoints, its clean-stop marker.
 //!
-//! Owns Kafka's files in the root of the directory. Always holds: the lock is held as long as this value lives, so
+//! Owns Kafka's files in the root of the directory. Always holds (I12): the lock is held as long as this value lives, so
 //! no JVM broker and no second engine changes anything below it; a checkpoint file is replaced whole and durably;
 //! the marker of a clean stop exists only while every partition is closed cleanly. Blocks; used by steps only.
 

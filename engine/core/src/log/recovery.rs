@@ -1,6 +1,6 @@
 //! Opening a partition: what its files say, what of it is to be believed, and the repair of what a crash left.
 //!
-//! First everything is read and judged, then everything is changed. Always holds: a partition that is refused was not
+//! First everything is read and judged, then everything is changed. Always holds (I11): a partition that is refused was not
 //! changed; nothing is cut but a torn tail, zeros behind the end, and what lies below the log start offset; what
 //! opening returns is on the device.
 

@@ -1,6 +1,6 @@
 //! The steps after opening: new segments, preallocation, companions, seals, deletions, closing.
 //!
-//! Always holds: the recovery point moves only behind bytes that are on the device; the log start offset is durable
+//! Always holds (I10): the recovery point moves only behind bytes that are on the device; the log start offset is durable
 //! before a segment below it is unlinked; a file that is to be written is locked through the description that writes.
 
 use std::path::Path;

@@ -1,6 +1,6 @@
 //! Torn tail or corruption? The one place that decides what of a damaged segment may be cut off.
 //!
-//! Always holds: in doubt nothing is cut. Invariant I5: at most [`COMMIT_LEN_MAX`] bytes of a partition were in flight
+//! Always holds: in doubt nothing is cut (I11). Invariant I5: at most [`COMMIT_LEN_MAX`] bytes of a partition were in flight
 //! when its writer stopped, so what lies further behind a bad batch was complete before that batch was written.
 
 use crate::disk::{Disk, DiskError};

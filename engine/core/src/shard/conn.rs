@@ -1,6 +1,6 @@
 //! One connection: bytes in, frames, answers in the order of their frames, bytes out.
 //!
-//! Always holds: at most one transfer is outstanding; an answer's bytes leave in one piece after those
+//! Always holds (I9): at most one transfer is outstanding; an answer's bytes leave in one piece after those
 //! of every earlier frame; what has been staged for the socket is sent or the connection is closed.
 
 use std::collections::VecDeque;

@@ -1,7 +1,7 @@
 //! Cold reads: bringing what a fetch misses from the device into the read cache.
 //!
-//! Always holds: bytes of cold reads in flight stay within `cold_read_bytes_max`, so that commits find
-//! the device free; every loading entry of the cache has exactly one read queued or in flight.
+//! Always holds (I8): no read is submitted while `cold_read_bytes_max` bytes are in flight, so that
+//! commits find the device free; every loading entry of the cache has exactly one read queued or in flight.
 
 use std::collections::VecDeque;
 
