@@ -12,6 +12,7 @@ pub mod inspect;
 mod interrupt;
 mod ipc;
 pub mod method;
+pub mod null;
 pub mod paths;
 pub mod record;
 pub mod results;

@@ -4,4 +4,5 @@ mod engine_files;
 mod golden;
 mod interop;
 mod reopen;
+mod shard;
 mod tidy;

@@ -195,6 +195,11 @@ fn every_cited_invariant_exists() {
 }
 
 #[test]
+fn every_cited_reason_for_unsafe_code_exists() {
+    check(documents::unsafe_reasons);
+}
+
+#[test]
 fn every_dependency_has_a_reason() {
     check(manifests::reasons);
 }

@@ -7,6 +7,8 @@
 //! Reading path: [`types`], [`platform`], [`ops`], [`log`], [`fetch`], [`service`].
 
 pub mod cache;
+#[cfg(test)]
+mod cache_tests;
 pub mod disk;
 pub mod error;
 pub mod fetch;

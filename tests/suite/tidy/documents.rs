@@ -8,6 +8,9 @@ use super::{File, Finding, Repository, citations};
 /// Where figures come from.
 const RESULTS: &str = "bench-harness/results/";
 
+/// Where invariants are written down.
+const INVARIANTS: &str = "engine/docs/INVARIANTS.md";
+
 /// Text that only makes sense on somebody's machine.
 pub(super) fn machine_paths(repository: &Repository) -> Vec<Finding> {
     // In two halves, so that this file is no violation.
@@ -63,31 +66,57 @@ fn defined(file: Option<&File>, letter: char) -> BTreeSet<u32> {
     heads.flat_map(|head| citations(head, letter)).collect()
 }
 
-/// What is cited is written down, what is written down is cited, and the numbers have no holes.
+/// I1 and on.
 pub(super) fn invariants(repository: &Repository) -> Vec<Finding> {
+    let mut findings = numbers(repository, 'I', INVARIANTS);
+    findings.extend(tests_named(repository));
+    findings
+}
+
+/// U1 and on.
+pub(super) fn unsafe_reasons(repository: &Repository) -> Vec<Finding> {
+    numbers(repository, 'U', "engine/linux/UNSAFE.md")
+}
+
+/// What is cited is written down, what is written down is cited, and the numbers have no holes.
+fn numbers(repository: &Repository, letter: char, document: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for (letter, document) in [('I', "engine/docs/INVARIANTS.md"), ('U', "engine/linux/UNSAFE.md")] {
-        let defined = defined(repository.file(document), letter);
-        let mut cited = BTreeSet::new();
-        for file in repository.rust().filter(|file| !file.path.starts_with("tests/suite/tidy")) {
-            for (number, line) in file.lines() {
-                let Some(text) = citing(line, letter) else { continue };
-                for invariant in citations(text, letter) {
-                    cited.insert(invariant);
-                    if !defined.contains(&invariant) {
-                        let what = format!("{letter}{invariant} is not in {document}");
-                        findings.push(file.finding(number, what));
-                    }
+    let defined = defined(repository.file(document), letter);
+    let mut cited = BTreeSet::new();
+    for file in repository.rust().filter(|file| !file.path.starts_with("tests/suite/tidy")) {
+        for (number, line) in file.lines() {
+            let Some(text) = citing(line, letter) else { continue };
+            for invariant in citations(text, letter) {
+                cited.insert(invariant);
+                if !defined.contains(&invariant) {
+                    let what = format!("{letter}{invariant} is not in {document}");
+                    findings.push(file.finding(number, what));
                 }
             }
         }
-        let document = |what| Finding { path: document.to_owned(), line: 0, what };
-        let spare = defined.iter().filter(|number| !cited.contains(number));
-        findings.extend(spare.map(|number| document(format!("no source cites {letter}{number}"))));
-        let last = defined.last().copied().unwrap_or(0);
-        let holes = (1..=last).filter(|number| letter == 'I' && !defined.contains(number));
-        findings
-            .extend(holes.map(|number| document(format!("{letter}{number} is missing between the others"))));
+    }
+    let document = |what| Finding { path: document.to_owned(), line: 0, what };
+    let spare = defined.iter().filter(|number| !cited.contains(number));
+    findings.extend(spare.map(|number| document(format!("no source cites {letter}{number}"))));
+    let last = defined.last().copied().unwrap_or(0);
+    let holes = (1..=last).filter(|number| letter == 'I' && !defined.contains(number));
+    findings.extend(holes.map(|number| document(format!("{letter}{number} is missing between the others"))));
+    findings
+}
+
+/// Tests that INVARIANTS.md names exist: whatever stands in back quotes behind `- Tests:`, up to the next blank line.
+fn tests_named(repository: &Repository) -> Vec<Finding> {
+    let Some(file) = repository.file(INVARIANTS) else { return Vec::new() };
+    let mut findings = Vec::new();
+    let mut inside = false;
+    for (number, line) in file.lines() {
+        inside = line.starts_with("- Tests:") || (inside && line.starts_with(' '));
+        for name in line.split('`').skip(1).step_by(2).filter(|_| inside) {
+            let head = format!("fn {name}(");
+            if !repository.rust().any(|source| source.text.contains(&head)) {
+                findings.push(file.finding(number, format!("there is no test `{name}`")));
+            }
+        }
     }
     findings
 }

@@ -102,6 +102,14 @@ fn unknown_spare_and_missing_invariants_are_found() {
 }
 
 #[test]
+fn tests_that_do_not_exist_are_found() {
+    let document = "## I1 one\n- Enforced: `nobody_looks`\n- Tests: `here`,\n  `gone`\n\n`nobody_looks`\n";
+    let files = repository(&[("engine/docs/INVARIANTS.md", document), ("a.rs", "// I1\nfn here() {}\n")]);
+    let found: Vec<_> = documents::invariants(&files).into_iter().map(|finding| finding.line).collect();
+    assert_eq!(found, [4]);
+}
+
+#[test]
 fn dependencies_without_a_reason_are_found() {
     let text = "[workspace.dependencies]\nours = { path = \"x\" }\na = \"1\" # for this\nb = \"2\"\n\n[profile.x]\nc = 1\n";
     assert_eq!(lines(manifests::reasons, "Cargo.toml", text), [4]);

@@ -133,12 +133,13 @@ impl<P: Platform, C> Conn<P, C> {
         Some(Send { conn: self.id, parts, skip: std::mem::take(&mut self.skip), more })
     }
 
-    /// A send took `len` bytes: what is left is staged again.
+    /// A send took `len` bytes: what is left is staged again. Nothing was staged while it was under way.
     pub(crate) fn restage(&mut self, mut send: Send<P>, len: usize) {
         let mut sent = send.skip + len;
         for part in send.parts.drain(..) {
             let part_len = part.as_ref().len();
-            if sent >= part_len {
+            // Once a part is left over, so is everything behind it, however short.
+            if self.outgoing.is_empty() && sent >= part_len {
                 sent -= part_len;
                 self.release(part);
             } else {

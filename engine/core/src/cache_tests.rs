@@ -1,0 +1,146 @@
+//! The read cache against a model: a map from granules to what was put there last.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::cache::{Lookup, NONE, ReadCache, SegmentUid};
+use crate::platform::{CHUNK_LEN_MIN, Lease};
+use crate::types::{ByteCount, Position};
+
+const UID: SegmentUid = SegmentUid(1);
+const GRANULES: u64 = 64;
+
+/// A lease that only knows what was put there, and how long it is.
+#[derive(Clone)]
+struct Tag(u64, Arc<[u8]>);
+
+impl AsRef<[u8]> for Tag {
+    fn as_ref(&self) -> &[u8] {
+        &self.1
+    }
+}
+
+impl Lease for Tag {
+    fn slice(&self, range: Range<usize>) -> Self {
+        Self(self.0, self.1[range].into())
+    }
+
+    fn same_slab(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+fn tag(number: u64, len: ByteCount) -> Tag {
+    Tag(number, vec![0; len.as_usize()].into())
+}
+
+fn at(granule: u64) -> Position {
+    Position::new(granule * CHUNK_LEN_MIN.get())
+}
+
+fn len(granules: u64) -> ByteCount {
+    ByteCount::new(granules * CHUNK_LEN_MIN.get())
+}
+
+fn insert(cache: &mut ReadCache<Tag>, granule: u64, granules: u64, number: u64) {
+    let (start, len) = (at(granule), len(granules));
+    cache.insert_written(UID, start, len, (start, start.plus(len)), tag(number, len));
+}
+
+fn resident(cache: &mut ReadCache<Tag>, granule: u64) -> Option<(u64, Range<u64>)> {
+    match cache.lookup(UID, at(granule)) {
+        Lookup::Resident { lease, start, end } => {
+            let granules = |position: Position| position.get() / CHUNK_LEN_MIN.get();
+            Some((lease.0, granules(start)..granules(end)))
+        }
+        _ => None,
+    }
+}
+
+/// I7, over a few thousand random writes, reads and evictions: every granule shows what was put there last, or nothing;
+/// and two granules that show the same chunk show the same range.
+#[test]
+fn a_granule_is_in_one_chunk() {
+    let mut cache = ReadCache::<Tag>::new(len(GRANULES));
+    let mut model: BTreeMap<u64, u64> = BTreeMap::new();
+    let mut seed = 1_u64;
+    let mut random = |below: u64| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (seed >> 33) % below
+    };
+    for number in 0..4000 {
+        let granules = 1 << random(5);
+        let first = random(GRANULES / granules) * granules;
+        match random(8) {
+            0 => drop(cache.evict(len(GRANULES))),
+            1 | 2 => {
+                let entry = cache.begin_load(UID, at(first), len(granules)).expect("nothing else is loading");
+                let generation = cache.generation(entry);
+                assert_eq!(cache.end_load(entry, generation, Some(tag(number, len(granules)))), NONE);
+                forget(&mut model, first..first + granules);
+                model.extend((first..first + granules).map(|granule| (granule, number)));
+            }
+            _ => {
+                insert(&mut cache, first, granules, number);
+                forget(&mut model, first..first + granules);
+                model.extend((first..first + granules).map(|granule| (granule, number)));
+            }
+        }
+        let mut ranges: BTreeMap<u64, Range<u64>> = BTreeMap::new();
+        for granule in 0..GRANULES {
+            let Some((found, range)) = resident(&mut cache, granule) else { continue };
+            assert_eq!(model.get(&granule), Some(&found), "granule {granule} after {number}");
+            assert!(range.contains(&granule));
+            assert_eq!(*ranges.entry(found).or_insert_with(|| range.clone()), range);
+        }
+        let covered: u64 = ranges.values().map(|range| range.end - range.start).sum();
+        assert_eq!(cache.len(), len(covered), "what is counted is what can be found");
+    }
+}
+
+/// A chunk goes as a whole when a part of it is replaced.
+fn forget(model: &mut BTreeMap<u64, u64>, range: Range<u64>) {
+    let hit: Vec<u64> = range.filter_map(|granule| model.get(&granule).copied()).collect();
+    model.retain(|_, number| !hit.contains(number));
+}
+
+/// A reader of a whole cold log does not push out what was written lately.
+#[test]
+fn a_scan_does_not_evict_the_tail() {
+    let capacity = len(16);
+    let mut cache = ReadCache::<Tag>::new(len(GRANULES));
+    (0..8).for_each(|granule| insert(&mut cache, granule, 1, granule));
+    for granule in 8..GRANULES {
+        while cache.len() >= capacity {
+            assert!(cache.evict(capacity));
+        }
+        let entry = cache.begin_load(UID, at(granule), len(1)).unwrap();
+        let generation = cache.generation(entry);
+        cache.end_load(entry, generation, Some(tag(granule, len(1))));
+        assert_eq!(
+            resident(&mut cache, granule).map(|(number, _)| number),
+            Some(granule),
+            "the scan reads it"
+        );
+    }
+    let kept = (0..8).filter(|granule| resident(&mut cache, *granule).is_some()).count();
+    assert_eq!(kept, 8, "all that was written");
+}
+
+/// A read that ends after its entry was given up brings nothing, and the next one of the range is not mixed up with it.
+#[test]
+fn a_late_read_is_ignored() {
+    let mut cache = ReadCache::<Tag>::new(len(GRANULES));
+    let entry = cache.begin_load(UID, at(4), len(1)).unwrap();
+    let generation = cache.generation(entry);
+    assert!(cache.begin_load(UID, at(4), len(4)).is_none(), "part of it is being read");
+    assert_eq!(cache.add_waiter(entry, 9), NONE);
+    assert_eq!(cache.end_load(entry, generation, None), 9, "a failed read wakes who waits");
+    let again = cache.begin_load(UID, at(4), len(1)).unwrap();
+    assert_eq!(cache.end_load(entry, generation, Some(tag(1, len(1)))), NONE);
+    assert!(resident(&mut cache, 4).is_none());
+    let generation = cache.generation(again);
+    cache.end_load(again, generation, Some(tag(2, len(1))));
+    assert_eq!(resident(&mut cache, 4).map(|(number, _)| number), Some(2));
+}
