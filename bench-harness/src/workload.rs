@@ -58,9 +58,6 @@ pub struct Append {
     pub in_flight: usize,
     /// Segments roll at this size, bytes.
     pub segment_len: u64,
-    /// Memory of an engine path for the log, bytes (0: its default).
-    #[serde(default)]
-    pub arena_len: u64,
     /// The producer stays at most this many bytes ahead of the slowest reader (0: no limit).
     #[serde(default)]
     pub ahead_len_max: u64,
@@ -93,6 +90,9 @@ pub struct Workload {
     pub window_seconds: f64,
     /// Time under load before the window.
     pub warmup_seconds: f64,
+    /// Memory of an engine path for the log, bytes; without it, its default.
+    #[serde(default)]
+    pub memory_len: Option<u64>,
     /// Hot readers.
     #[serde(default)]
     pub hot: Option<Hot>,

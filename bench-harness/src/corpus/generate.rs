@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 use rohrpost_engine_core::format::batch::BatchHeader;
 use rohrpost_engine_core::format::build::BatchBuilder;
+use rohrpost_engine_core::format::checkpoint::{self, EpochStart};
+use rohrpost_engine_core::format::names::{self, TopicName, TopicPartition};
 use rohrpost_engine_core::types::{LeaderEpoch, Offset, Position, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +20,7 @@ use crate::error::{BenchError, Result};
 use crate::interrupt;
 
 /// Raised when the content changes: an older corpus is made again.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Largest batch of the old segments and of the last one.
 const BATCH_LEN_MAX: usize = 16 << 10;
 const HOT_BATCH_LEN_MAX: usize = 1000;
@@ -82,7 +84,8 @@ pub fn ensure(data_dir: &Path, shape: Shape, mut progress: impl FnMut(u64, u64))
     }
     check_free(data_dir, shape.total_len())?;
     fs::create_dir_all(&partition).map_err(BenchError::file("create", &partition))?;
-    let made = write(&partition, shape, &mut progress).and_then(|()| {
+    remove_old_versions(data_dir);
+    let made = write(&root, &partition, shape, &mut progress).and_then(|()| {
         let path = root.join(MARKER);
         let text = serde_json::to_vec(&marker).map_err(|e| BenchError::file("write", &path)(e.into()))?;
         fs::write(&path, text).map_err(BenchError::file("write", &path))
@@ -114,7 +117,35 @@ pub fn check_free(dir: &Path, len: u64) -> Result<()> {
     )))
 }
 
-fn write(partition: &Path, shape: Shape, progress: &mut impl FnMut(u64, u64)) -> Result<()> {
+/// A corpus of an older version is of no use to anybody.
+fn remove_old_versions(data_dir: &Path) {
+    for entry in fs::read_dir(data_dir).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let version = name.strip_prefix("corpus-v").and_then(|rest| rest.split('-').next());
+        if version.and_then(|version| version.parse::<u32>().ok()).is_some_and(|version| version < VERSION) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// What a broker that stopped cleanly leaves beside the segments: nothing has to be recovered at an open.
+fn write_checkpoints(root: &Path, partition: &Path, end: Offset) -> Result<()> {
+    let name = TopicPartition::new(TopicName::new("bench").expect("a legal name"), 0);
+    let offsets = |offset: Offset| checkpoint::write_offsets([(&name, offset)].into_iter());
+    let epoch = EpochStart { epoch: LeaderEpoch::new(0), start_offset: Offset::ZERO };
+    for (path, text) in [
+        (partition.join(names::LEADER_EPOCH_CHECKPOINT), checkpoint::write_epochs(&[epoch])),
+        (root.join(names::RECOVERY_POINT_CHECKPOINT), offsets(end)),
+        (root.join(names::HIGH_WATERMARK_CHECKPOINT), offsets(end)),
+        (root.join(names::LOG_START_CHECKPOINT), offsets(Offset::ZERO)),
+        (root.join(names::CLEAN_SHUTDOWN), checkpoint::write_clean_shutdown(-1)),
+    ] {
+        fs::write(&path, text).map_err(BenchError::file("write", &path))?;
+    }
+    Ok(())
+}
+
+fn write(root: &Path, partition: &Path, shape: Shape, progress: &mut impl FnMut(u64, u64)) -> Result<()> {
     let mut source = BatchSource::new(1, BATCH_LEN_MAX);
     let mut done = 0;
     for at in 0..=shape.cold_segments {
@@ -124,7 +155,7 @@ fn write(partition: &Path, shape: Shape, progress: &mut impl FnMut(u64, u64)) ->
         write_segment(partition, &mut source, len, |written| progress(done + written, shape.total_len()))?;
         done += len;
     }
-    Ok(())
+    write_checkpoints(root, partition, source.next_offset)
 }
 
 fn write_segment(

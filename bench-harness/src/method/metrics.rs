@@ -39,6 +39,7 @@ pub(super) fn latency_record(observed: &Observed) -> &Recorded {
 /// without cold readers.
 pub(super) fn derive(
     workload: &Workload,
+    uses_page_cache: bool,
     observed: &Observed,
     control: Option<f64>,
 ) -> (Metrics, Vec<String>, BTreeMap<&'static str, f64>) {
@@ -63,6 +64,9 @@ pub(super) fn derive(
     metrics.resident_before = observed.resident_before;
     metrics.resident_after = observed.resident_after;
     let mut flags = flags(workload, observed, seconds, cpu_s, busy_s, &metrics);
+    if !uses_page_cache {
+        flags.retain(|flag| !flag.starts_with("hot-"));
+    }
     if let Some(rate) = metrics.cold_gb_per_s.filter(|rate| *rate > 0.0) {
         metrics.server_cpu_us_per_cold_mb =
             Some((cpu_s / seconds - control.unwrap_or(0.0)).max(0.0) * 1e3 / rate);

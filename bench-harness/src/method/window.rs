@@ -15,7 +15,7 @@ use crate::method::page_cache::{drop_range, resident_share, warm_range};
 use crate::method::proc::{Counters, iowq_threads};
 use crate::method::touch::touch_free_memory;
 use crate::method::{Env, metrics};
-use crate::paths::Path;
+use crate::paths::{Path, Role};
 use crate::results::{Metrics, Round};
 use crate::server::{Command, Mark, Ready, ServerConfig};
 use crate::workload::Workload;
@@ -239,7 +239,7 @@ fn sleep(seconds: f64) -> Result<()> {
 fn to_round(env: &Env, cell: &Cell<'_>, round: usize, observed: Observed) -> Round {
     let control = env.hot_cpu_share.get(&(cell.path.name, round)).copied();
     let (metrics, flags, extra): (Metrics, Vec<String>, BTreeMap<&'static str, f64>) =
-        metrics::derive(cell.workload, &observed, control);
+        metrics::derive(cell.workload, cell.path.role == Role::Baseline, &observed, control);
     let recorded = metrics::latency_record(&observed);
     Round {
         workload: cell.workload.name.clone(),

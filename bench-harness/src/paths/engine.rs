@@ -80,8 +80,8 @@ fn options(context: &ServerContext, dir: &Path, driver: DriverChoice) -> Result<
     if !context.config.mask_features.is_empty() {
         options.feature_mask = mask(&context.config.mask_features)?;
     }
-    if let Some(arena) = workload.append.as_ref().map(|append| append.arena_len).filter(|len| *len > 0) {
-        options.limits.arena_len_max = ByteCount::new(arena);
+    if let Some(len) = workload.memory_len {
+        options.limits.arena_len_max = ByteCount::new(len);
     }
     Ok(options)
 }
