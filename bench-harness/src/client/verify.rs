@@ -9,6 +9,7 @@ use std::time::Duration;
 use rohrpost_engine_core::format::batch::{BATCH_LEN_MAX_STORABLE, BatchHeader, validate};
 
 use crate::client::ClientConfig;
+use crate::corpus::plan::PRIME_LEN;
 use crate::corpus::{BodyRange, ServedLog};
 use crate::error::{BenchError, Result};
 use crate::wire::{HEADER_LEN, Request, Response, Status};
@@ -49,6 +50,25 @@ pub fn verify_fetch(path: &str, log: &ServedLog, config: &ClientConfig) -> Resul
     few.iter().try_for_each(|offset| wire.request(*offset, hot_len)).map_err(|e| fail(e.to_string()))?;
     few.iter().try_for_each(|offset| check_answer(&mut wire, log, *offset, hot_len)).map_err(fail)?;
     check_ends(&mut wire, log).map_err(fail)
+}
+
+/// Asks for each of these once and reads the answers, so that what a server sets up on first use exists before
+/// anything is measured.
+///
+/// # Errors
+/// `Verify` if one is refused.
+pub fn prime(path: &str, port: u16, flags: u16, offsets: &[i64]) -> Result<()> {
+    let fail = |why: String| BenchError::Verify { path: path.to_string(), why };
+    let mut wire = Wire::connect(port).map_err(|e| fail(e.to_string()))?;
+    wire.flags = flags;
+    for offset in offsets {
+        wire.request(*offset, PRIME_LEN).map_err(|e| fail(e.to_string()))?;
+        let (response, _) = wire.answer().map_err(|e| fail(e.to_string()))?;
+        if response.status != Status::Ok {
+            return Err(fail(format!("offset {offset}: {:?}", response.status)));
+        }
+    }
+    Ok(())
 }
 
 fn is_hot(log: &ServedLog, body: &BodyRange, hot_len: u64) -> bool {

@@ -27,7 +27,15 @@ pub struct FetchPlan {
     pub cold: Vec<Vec<i64>>,
     /// Bytes at the start of the log that cold fetches touch.
     pub cold_len: u64,
+    /// Fetches of [`PRIME_LEN`] that cover the hot range once, before anything is measured.
+    pub prime_hot: Vec<i64>,
+    /// The same for old data, as much as an engine path has memory, at the end of the last cold reader's run where
+    /// no window comes: that memory is then full and being recycled, as it is in a server that has run for a while.
+    pub prime_cold: Vec<i64>,
 }
+
+/// Length of a priming fetch.
+pub const PRIME_LEN: u32 = 1 << 20;
 
 impl FetchPlan {
     /// Plans a fetch workload on this log. The inner error is the reason why the log is too small for it.
@@ -46,7 +54,8 @@ impl FetchPlan {
                 hot.max_bytes >> 10
             )));
         }
-        let mut plan = Self { hot: starts, hot_len, ..Self::default() };
+        let prime_hot = run_through(log, log.len() - hot_len, log.len(), PRIME_LEN)?;
+        let mut plan = Self { hot: starts, hot_len, prime_hot, ..Self::default() };
         if let Some(cold) = &workload.cold {
             plan.cold_len = log.len().saturating_sub(hot_len + GAP_LEN);
             let share = plan.cold_len / cold.readers as u64;
@@ -65,6 +74,8 @@ impl FetchPlan {
                 }
                 plan.cold.push(run);
             }
+            let memory_len = workload.memory_len.unwrap_or(0).min(plan.cold_len / 4);
+            plan.prime_cold = run_through(log, plan.cold_len - memory_len, plan.cold_len, PRIME_LEN)?;
         }
         Ok(Ok(plan))
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::client::verify::prime;
 use crate::client::{ClientConfig, ClientEvent, ClientReport, Go};
 use crate::corpus::ServedLog;
 use crate::corpus::plan::FetchPlan;
@@ -24,9 +25,9 @@ use crate::workload::Workload;
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a process may take to end.
 const END_TIMEOUT: Duration = Duration::from_secs(30);
-/// Bytes per second that a window may read: what is touched before the first window of a workload has shown
-/// what it really reads.
-const COLD_RATE_GUESS: f64 = 2.0e9;
+/// Cold bytes per second for which free memory is touched at least: what sendfile reads with one reader on a fast
+/// disk. Faster windows raise it for those after them.
+const COLD_RATE_MIN: f64 = 1.6e9;
 
 /// A workload on the corpus it runs on.
 pub(super) struct Cell<'a> {
@@ -54,6 +55,7 @@ pub(super) struct Server {
     pub(super) peer: Peer,
     pub(super) ready: Ready,
     scratch: PathBuf,
+    writes: bool,
 }
 
 impl Server {
@@ -75,7 +77,7 @@ impl Server {
         };
         let mut peer = Peer::spawn("server", &config)?;
         let ready = peer.receive(START_TIMEOUT)?;
-        Ok(Self { peer, ready, scratch })
+        Ok(Self { peer, ready, scratch, writes: cell.workload.append.is_some() })
     }
 
     pub(super) fn mark(&mut self) -> Result<Mark> {
@@ -93,6 +95,11 @@ impl Server {
     pub(super) fn finish(mut self) -> Result<()> {
         let ended = self.peer.finish(END_TIMEOUT);
         let _ = std::fs::remove_dir_all(&self.scratch);
+        if self.writes {
+            // What is left to write, and the freeing of the blocks, shall not fall into the next window.
+            let parent = self.scratch.parent().and_then(|parent| std::fs::File::open(parent).ok());
+            let _ = parent.map(rustix::fs::syncfs);
+        }
         ended
     }
 
@@ -118,7 +125,8 @@ pub(super) fn client_config(env: &Env, cell: &Cell<'_>, port: u16, seed: u64) ->
 pub(super) fn run(env: &mut Env, cell: &Cell<'_>, round: usize) -> Result<Round> {
     interrupt::check()?;
     let mut server = Server::start(env, cell)?;
-    let prepared = prepare(env, cell)?;
+    let note = server.ready.note.clone();
+    let prepared = prepare(env, cell, server.ready.port)?;
     let has_client = cell.workload.hot.is_some() || cell.workload.tail.is_some();
     let observed = if has_client {
         with_client(env, cell, &mut server, round, prepared)?
@@ -129,7 +137,7 @@ pub(super) fn run(env: &mut Env, cell: &Cell<'_>, round: usize) -> Result<Round>
     if let Some(rate) = metrics::cold_rate(&observed) {
         env.cold_rate_max = env.cold_rate_max.max(rate);
     }
-    Ok(to_round(env, cell, round, observed))
+    Ok(to_round(env, cell, round, observed, note))
 }
 
 struct Prepared {
@@ -138,14 +146,19 @@ struct Prepared {
     touched_len: u64,
 }
 
-/// The page cache as the window wants it: old data out, free memory touched, hot data in.
-fn prepare(env: &Env, cell: &Cell<'_>) -> Result<Prepared> {
+/// Server and page cache as the window wants them: set up, old data out, free memory touched, hot data in.
+fn prepare(env: &Env, cell: &Cell<'_>, port: u16) -> Result<Prepared> {
     let mut prepared = Prepared { resident_before: None, cold_resident_before: None, touched_len: 0 };
     let Some(log) = cell.log else { return Ok(prepared) };
     let hot = log.len() - cell.plan.hot_len..log.len();
+    let flags = cell.path.request_flags();
+    prime(cell.path.name, port, flags, &cell.plan.prime_hot)?;
+    if cell.path.role == Role::Engine {
+        prime(cell.path.name, port, flags, &cell.plan.prime_cold)?;
+    }
     if cell.workload.is_cold() {
         drop_range(log, 0..cell.plan.cold_len)?;
-        let rate = if env.cold_rate_max > 0.0 { env.cold_rate_max * 1.1 } else { COLD_RATE_GUESS };
+        let rate = (env.cold_rate_max * 1.1).max(COLD_RATE_MIN);
         let seconds = env.window_seconds(cell.workload) + cell.workload.warmup_seconds;
         prepared.touched_len = touch_free_memory((rate * seconds) as u64)?;
     }
@@ -236,7 +249,7 @@ fn sleep(seconds: f64) -> Result<()> {
     }
 }
 
-fn to_round(env: &Env, cell: &Cell<'_>, round: usize, observed: Observed) -> Round {
+fn to_round(env: &Env, cell: &Cell<'_>, round: usize, observed: Observed, note: String) -> Round {
     let control = env.hot_cpu_share.get(&(cell.path.name, round)).copied();
     let (metrics, flags, extra): (Metrics, Vec<String>, BTreeMap<&'static str, f64>) =
         metrics::derive(cell.workload, cell.path.role == Role::Baseline, &observed, control);
@@ -246,6 +259,7 @@ fn to_round(env: &Env, cell: &Cell<'_>, round: usize, observed: Observed) -> Rou
         path: cell.path.name.to_string(),
         round,
         metrics,
+        note,
         flags,
         extra,
         latencies: recorded.histogram(),

@@ -80,7 +80,6 @@ pub static PATHS: &[Path] = &[
         about: "answers from a constant memory: what the harness itself can do",
         role: Role::Harness,
         fetch: true,
-        cold: true,
         serve: null::serve,
         ..NONE
     },

@@ -125,6 +125,8 @@ pub struct Round {
     pub round: usize,
     /// The fields.
     pub metrics: Metrics,
+    /// What the path says about itself.
+    pub note: String,
     /// What a reader of the numbers should know about this window.
     pub flags: Vec<String>,
     /// Further numbers, outside the documented set of ratios.
@@ -261,6 +263,7 @@ impl Round {
         line.insert("path".into(), json!(self.path));
         line.insert("round".into(), json!(self.round));
         put_metrics(&mut line, &self.metrics, "");
+        line.insert("note".into(), json!(self.note));
         line.insert("flags".into(), json!(self.flags));
         for (name, value) in &self.extra {
             line.insert((*name).into(), number(name, Some(*value)));
@@ -355,6 +358,7 @@ mod tests {
             path: path.into(),
             round: number,
             metrics,
+            note: String::new(),
             flags: vec!["steal".into()],
             extra: BTreeMap::new(),
             latencies,
