@@ -97,17 +97,24 @@ impl Producer {
         self.load.ahead_len_max == 0 || self.accepted_len - slowest < self.load.ahead_len_max
     }
 
-    fn produce(&mut self, partitions: &[(i32, PartitionId)], access: &mut impl Access) {
+    /// Appends what the limits allow. Returns when to be called again even if nothing happens.
+    fn produce(
+        &mut self,
+        now: Now,
+        partitions: &[(i32, PartitionId)],
+        access: &mut impl Access,
+    ) -> Option<Nanos> {
         let mut full = 0;
         for _ in 0..APPENDS_PER_TURN {
             while full < partitions.len() && self.in_flight[self.next_partition] >= self.in_flight_max {
                 self.next_partition = (self.next_partition + 1) % partitions.len();
                 full += 1;
             }
+            // An acknowledgement or a fetch makes room, and brings the next turn.
             if full == partitions.len() || !self.is_within_reach() {
-                return;
+                return None;
             }
-            let Some(tag) = self.free.pop() else { return };
+            let tag = self.free.pop()?;
             let at = self.next_partition;
             let start_ns = sys::now_ns();
             let batch = self.batches.next_batch();
@@ -121,7 +128,7 @@ impl Producer {
                     if error != AppendError::Busy {
                         self.failed.fetch_add(1, Ordering::Relaxed);
                     }
-                    return;
+                    return Some(now.mono.plus_millis(1));
                 }
             }
             self.in_flight[at] += 1;
@@ -129,6 +136,7 @@ impl Producer {
             self.next_partition = (at + 1) % partitions.len();
             full = 0;
         }
+        Some(now.mono)
     }
 
     fn appended(&mut self, tag: u64, outcome: &Result<Appended, AppendError>) {
@@ -278,14 +286,10 @@ impl Service for BenchService {
         }
     }
 
-    fn turn(&mut self, _now: Now, access: &mut impl Access) -> Option<Nanos> {
-        if let Some(producer) = &mut self.producer
-            && self.partitions.len() == producer.load.partitions
-            && !producer.stop.is_set()
-        {
-            producer.produce(&self.partitions, access);
-        }
-        None
+    fn turn(&mut self, now: Now, access: &mut impl Access) -> Option<Nanos> {
+        let producer = self.producer.as_mut()?;
+        let ready = self.partitions.len() == producer.load.partitions && !producer.stop.is_set();
+        if ready { producer.produce(now, &self.partitions, access) } else { None }
     }
 
     fn handle_opened(&mut self, partition: PartitionId, name: &TopicPartition) {
