@@ -1,7 +1,8 @@
 //! A shard without a kernel: a platform on whose rig every operation ends at once, or when the caller wants it to.
 //!
 //! For criterion, to measure what a turn of the state machine costs by itself, and for tests that decide when an
-//! operation ends. Memory is the real arena, steps and reads are real; writes and sends vanish, and count as done.
+//! operation ends. Memory is the real arena, files are real and so are reads and steps; writes, reservations and sends
+//! vanish, and count as done.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,13 +10,14 @@ use std::sync::Arc;
 use rohrpost_engine_core::disk::{Disk, Errno};
 use rohrpost_engine_core::fetch::Mode;
 use rohrpost_engine_core::limits::ShardLimits;
+use rohrpost_engine_core::log::step::{Step, StepOutput};
 use rohrpost_engine_core::log::{LogConfig, LogDir, LogDirOptions, WriteMode};
 use rohrpost_engine_core::message::{PartitionId, Reply, Request, Ticket};
 use rohrpost_engine_core::ops::{DiskOp, Event, NetOp, Now, Ops, Read, SendPart};
 use rohrpost_engine_core::platform::{Chunk, Platform};
 use rohrpost_engine_core::service::Service;
 use rohrpost_engine_core::shard::Shard;
-use rohrpost_engine_core::types::{Nanos, Timestamp};
+use rohrpost_engine_core::types::{ByteCount, Nanos, Timestamp};
 use rohrpost_engine_linux::arena::{LinuxArena, LinuxChunk, LinuxLease, LinuxSlab};
 use rohrpost_engine_linux::disk::LinuxDisk;
 use rohrpost_engine_linux::file::LinuxFile;
@@ -144,7 +146,7 @@ impl<S: Service> NullRig<S> {
             }
         }
         for (token, step) in asked.steps.drain(..) {
-            let output = Box::new(step.run(&self.log_dir));
+            let output = Box::new(self.run_step(*step));
             self.handle(Event::StepDone { token, output });
         }
         self.replies.append(&mut asked.replies);
@@ -152,6 +154,23 @@ impl<S: Service> NullRig<S> {
             self.handle(Event::GrowFailed(Errno::NOMEM));
         }
         self.spare = asked;
+    }
+
+    /// Runs a step. Nothing is reserved ahead, since nothing is written: segments stay sparse.
+    fn run_step(&self, step: Step<NullPlatform>) -> StepOutput<NullPlatform> {
+        match step {
+            Step::Extend { to, .. } => StepOutput::Extended(Ok(to)),
+            Step::CreateSegment { name, config, base_offset, preallocate } => {
+                let step = Step::CreateSegment { name, config, base_offset, preallocate: ByteCount::ZERO };
+                match step.run(&self.log_dir) {
+                    StepOutput::SegmentCreated(Ok((file, start))) => {
+                        StepOutput::SegmentCreated(Ok((file, start.plus(preallocate))))
+                    }
+                    output => output,
+                }
+            }
+            step => step.run(&self.log_dir),
+        }
     }
 
     /// Turns until the shard asks for nothing more.

@@ -142,7 +142,9 @@ pub(super) fn links(repository: &Repository) -> Vec<Finding> {
                 }
                 findings.push(file.finding(number, format!("`{path}` does not exist")));
             }
-            for path in quoted_paths(line).filter(|path| !repository.contains(path)) {
+            let is_there =
+                |path: &&str| repository.contains(path) || repository.contains(&resolve(folder, path));
+            for path in quoted_paths(line).filter(|path| !is_there(path)) {
                 findings.push(file.finding(number, format!("`{path}` does not exist")));
             }
         }

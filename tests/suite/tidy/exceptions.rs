@@ -16,8 +16,6 @@ pub(super) const LONG_FILES: &[(&str, usize, &str)] = &[
     ("engine/core/src/log/upkeep.rs", 425, "one step after the other, in the order of a segment's life"),
     ("engine/core/src/shard/connections.rs", 450, "one state machine from frame to send"),
     ("engine/core/src/shard/fetches.rs", 475, "one state machine from request to last byte"),
-    ("engine/linux/src/uring/driver.rs", 450, "one turn of the ring"),
-    ("engine/linux/src/uring/net_ops.rs", 425, "one table of socket operations"),
     ("engine/sim/src/oracle.rs", 450, "one model of a partition"),
     ("engine/sim/src/storage/mod.rs", 425, "one disk with its handles and faults"),
     ("engine/sim/src/workload.rs", 475, "one list of what a workload may do"),
