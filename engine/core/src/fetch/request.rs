@@ -29,6 +29,11 @@ impl FetchRequest {
     pub const fn new(partition: PartitionId, offset: Offset, len_max: ByteCount) -> Self {
         Self { partition, offset, len_max, len_min: ByteCount::ZERO, wait_ms_max: 0, mode: None }
     }
+
+    /// Whether it would rather wait than come back with nothing.
+    pub(crate) fn waits(&self) -> bool {
+        self.len_min > ByteCount::ZERO && self.wait_ms_max > 0
+    }
 }
 
 /// What an answer will contain, before its bytes are on the way.

@@ -138,8 +138,11 @@ impl<P: Platform, C> Core<P, C> {
             }));
         }
         if request.offset >= marks.high_watermark {
-            let waits = !expired && request.len_min > ByteCount::ZERO && request.wait_ms_max > 0;
-            return if waits { self.park(partition, id) } else { self.plan_empty(partition, id) };
+            return if !expired && request.waits() {
+                self.park(partition, id)
+            } else {
+                self.plan_empty(partition, id)
+            };
         }
         self.plan(partition, id, expired)
     }
@@ -162,6 +165,8 @@ impl<P: Platform, C> Core<P, C> {
             match partition.locate(&mut self.memory, index, &request, at) {
                 Ok(Located::At(start, len)) => break (start, len),
                 Ok(Located::Beyond) if index + 1 < partition.segments.len() => index += 1,
+                // Only a hole follows, up to the high watermark: the next append ends the wait.
+                Ok(Located::Beyond) if !expired && request.waits() => return self.park(partition, id),
                 Ok(Located::Beyond) => return self.plan_empty(partition, id),
                 Ok(Located::Stopped { at, missing, glance }) => {
                     let uid = partition.segments[index].uid;
