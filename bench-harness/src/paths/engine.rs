@@ -83,6 +83,8 @@ fn options(context: &ServerContext, dir: &Path, driver: DriverChoice) -> Result<
     if let Some(len) = workload.memory_len {
         options.limits.arena_len_max = ByteCount::new(len);
     }
+    // Steady state from the first window on, as the baselines touch their memory before they are ready.
+    options.limits.arena_len_start = options.limits.arena_len_max;
     Ok(options)
 }
 

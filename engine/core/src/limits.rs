@@ -30,6 +30,9 @@ const _: () = assert!(COMMIT_LEN_MAX.get() >= 2 * CHUNK_LEN_MAX.get());
 pub struct ShardLimits {
     /// The arena may grow to this length, in whole slabs.
     pub arena_len_max: ByteCount,
+    /// The arena has this length, in whole slabs, before the first partition counts as open. Zero starts in
+    /// milliseconds and grows on demand; fresh memory costs seconds per GiB where a hypervisor must find it.
+    pub arena_len_start: ByteCount,
     /// Open connections.
     pub connections_max: u32,
     /// Open partitions.
@@ -56,6 +59,7 @@ impl Default for ShardLimits {
     fn default() -> Self {
         Self {
             arena_len_max: ByteCount::mib(512),
+            arena_len_start: ByteCount::ZERO,
             connections_max: 4096,
             partitions_max: 16_384,
             fetches_max: 8192,

@@ -20,18 +20,23 @@ pub(crate) struct Memory<P: Platform> {
     pub(crate) arena: P::Arena,
     pub(crate) cache: ReadCache<P::Lease>,
     len_max: ByteCount,
+    len_start: ByteCount,
     growing: bool,
     grow_failed: Option<Errno>,
     next_uid: u32,
+    /// Slabs adopted.
+    slabs: u64,
 }
 
 impl<P: Platform> Memory<P> {
-    pub(crate) fn new(arena: P::Arena, len_max: ByteCount) -> Self {
+    pub(crate) fn new(arena: P::Arena, len_max: ByteCount, len_start: ByteCount) -> Self {
         let len_max = ByteCount::new(len_max.get().max(SLAB_LEN.get()));
         Self {
             arena,
             cache: ReadCache::new(len_max),
             len_max,
+            len_start,
+            slabs: 0,
             growing: false,
             grow_failed: None,
             next_uid: 0,
@@ -47,16 +52,24 @@ impl<P: Platform> Memory<P> {
     /// Whether the arena should grow now: little is free, the limit allows it, no slab is under way.
     /// The caller asks the driver.
     pub(crate) fn wants_growth(&mut self) -> bool {
-        let room = self.arena.capacity().get() + SLAB_LEN.get() <= self.len_max.get();
-        let scarce = self.arena.free_len().get() < SLAB_LEN.get() / 4;
+        let room = (self.slabs + 1) * SLAB_LEN.get() <= self.len_max.get();
+        let scarce = self.arena.free_len().get() < SLAB_LEN.get() / 4 || !self.has_start_len();
         let wants = room && scarce && !self.growing && self.grow_failed.is_none();
         self.growing |= wants;
         wants
     }
 
+    /// Whether the arena is as long as it is to be at the start, or as long as it gets.
+    pub(crate) fn has_start_len(&self) -> bool {
+        let len = self.slabs * SLAB_LEN.get();
+        len >= self.len_start.get().min(self.len_max.get() / SLAB_LEN.get() * SLAB_LEN.get())
+            || self.grow_failed.is_some()
+    }
+
     /// A slab arrived.
     pub(crate) fn grow(&mut self, slab: P::Slab) {
         self.arena.adopt(slab);
+        self.slabs += 1;
         self.growing = false;
     }
 

@@ -152,6 +152,7 @@ fn draw_limits(partitions: usize, batch_len_max: u64, prng: &mut Prng) -> (Shard
     let cold_read_len = *prng.pick(&[64u64, 64, 128, 256]) << 10;
     let limits = ShardLimits {
         arena_len_max: ByteCount::new(SLAB_LEN.get() * memory.slabs_max as u64),
+        arena_len_start: ByteCount::ZERO,
         connections_max: 8,
         partitions_max: 16,
         fetches_max: *prng.pick(&[2, 8, 64]),

@@ -22,7 +22,7 @@ use crate::fetch::transfer::{FetchId, Fetches};
 use crate::limits::ShardLimits;
 use crate::log::partition::{AckOutcome, Partition};
 use crate::memory::Memory;
-use crate::message::{PartitionId, Reply, Ticket};
+use crate::message::{PartitionId, Reply, Ticket, Watermarks};
 use crate::ops::{ConnId, Event, Now, Ops};
 use crate::platform::Platform;
 use crate::service::Service;
@@ -86,6 +86,8 @@ pub(crate) struct Core<P: Platform, C> {
     memory_short: bool,
     next_retention: Nanos,
     outcomes: Vec<AckOutcome>,
+    /// Answers to opening that wait for the arena's start length.
+    opened: Vec<(Ticket, Watermarks)>,
     stopping: Option<Ticket>,
     stop_failure: Option<PartitionError>,
     stopped: bool,
@@ -103,7 +105,7 @@ pub struct Shard<P: Platform, S: Service> {
 impl<P: Platform, S: Service> Shard<P, S> {
     /// A shard without partitions. Allocates what it will ever need, the arena's slabs excepted.
     pub fn new(limits: ShardLimits, arena: P::Arena, service: S) -> Self {
-        let memory = Memory::new(arena, limits.arena_len_max);
+        let memory = Memory::new(arena, limits.arena_len_max, limits.arena_len_start);
         let mut conns = Vec::new();
         conns.resize_with(limits.connections_max as usize, || None);
         let core = Core {
@@ -124,6 +126,7 @@ impl<P: Platform, S: Service> Shard<P, S> {
             memory_short: false,
             next_retention: Nanos::ZERO,
             outcomes: Vec::with_capacity(1024),
+            opened: Vec::new(),
             stopping: None,
             stop_failure: None,
             stopped: false,
@@ -185,6 +188,10 @@ impl<P: Platform, S: Service> Shard<P, S> {
         core.memory_short = false;
         if core.memory.wants_growth() {
             ops.grow = true;
+        }
+        if core.memory.has_start_len() {
+            let opened = core.opened.drain(..);
+            ops.replies.extend(opened.map(|(ticket, marks)| (ticket, Reply::Opened(Ok(marks)))));
         }
         let mut access = appends::ShardAccess { core, now, ops };
         self.service_deadline = service.turn(now, &mut access);

@@ -198,7 +198,7 @@ impl<P: Platform, C> Core<P, C> {
                     partition.begin_close();
                 }
                 service.handle_opened(partition.id, &partition.name);
-                ops.replies.push((ticket, Reply::Opened(Ok(partition.watermarks()))));
+                self.opened.push((ticket, partition.watermarks()));
                 self.wake_parked(partition);
                 true
             }
