@@ -18,7 +18,7 @@
 //! ```
 //!
 //! Appends and fetches carry record batches as Kafka's producers make them and its consumers read
-//! them (format 2); [`format`] builds and reads them.
+//! them (format 2); [`mod@format`] builds and reads them.
 
 mod engine;
 mod error;
