@@ -69,7 +69,7 @@ pub trait Arena {
     /// partly filled block of a commit. `None` when all of that slab's bounce blocks are in flight.
     fn take_bounce(&mut self, beside: &Self::Lease) -> Option<Self::Chunk>;
 
-    /// Adds a slab that a [`crate::ops::Op::Grow`] brought.
+    /// Adds a slab that a [`crate::ops::Event::Grown`] brought.
     fn adopt(&mut self, slab: Self::Slab);
 
     /// Bytes of all adopted slabs that chunks can be taken from.
