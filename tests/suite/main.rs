@@ -5,4 +5,5 @@ mod golden;
 mod interop;
 mod reopen;
 mod shard;
+mod simulation;
 mod tidy;

@@ -14,8 +14,8 @@ use rohrpost_engine_core::platform::{Chunk, DIRECT_IO_ALIGN, Lease};
 use rohrpost_engine_core::types::{ByteCount, Nanos, Timestamp};
 
 use crate::disk::SimDisk;
-use crate::fault::Delays;
-use crate::memory::{SimSlab, SlabWatch};
+use crate::fault::{Delays, Lie};
+use crate::memory::{SimLease, SimSlab, SlabWatch};
 use crate::net::Net;
 use crate::platform::SimPlatform;
 use crate::prng::Prng;
@@ -69,6 +69,10 @@ pub struct SimDriver {
     jobs: BTreeMap<(u64, u64), Job>,
     steps: BTreeMap<String, VecDeque<(Token, Step<SimPlatform>)>>,
     replies: Vec<(Ticket, Reply<SimPlatform>)>,
+    /// Writes that never complete, for [`Lie::LostCompletion`].
+    lost: Vec<Write<SimPlatform>>,
+    /// Memory that never comes back, for [`Lie::LeakedMemory`].
+    leaked: Vec<SimLease>,
     /// The connections.
     pub net: Net,
 }
@@ -99,6 +103,8 @@ impl SimDriver {
             jobs: BTreeMap::new(),
             steps: BTreeMap::new(),
             replies: Vec::new(),
+            lost: Vec::new(),
+            leaked: Vec::new(),
             net,
         }
     }
@@ -111,6 +117,11 @@ impl SimDriver {
     /// Answers since the last call, in the order the shard gave them.
     pub fn take_replies(&mut self) -> Vec<(Ticket, Reply<SimPlatform>)> {
         std::mem::take(&mut self.replies)
+    }
+
+    /// The monotonic clock.
+    pub const fn now_ns(&self) -> u64 {
+        self.now
     }
 
     /// Whether nothing is under way: without a deadline of the shard, nothing will ever happen again.
@@ -138,6 +149,7 @@ impl SimDriver {
         self.jobs.clear();
         self.steps.clear();
         self.replies.clear();
+        self.lost.clear();
         self.net.abandon();
     }
 
@@ -210,7 +222,11 @@ impl SimDriver {
             [write.token.0, file.inode.0, write.position.get(), write.len.get(), u64::from(write.durable)];
         self.note("write", &numbers);
         let pending = self.disk.storage().begin_write(file, write.position.get(), bytes, write.durable);
-        self.push_drawn(Job::Write(Box::new(write), pending));
+        let lie = self.disk.storage().lie;
+        match lie {
+            Some(Lie::LostCompletion) if self.prng.one_in(16) => self.lost.push(write),
+            _ => self.push_drawn(Job::Write(Box::new(write), pending)),
+        }
     }
 
     /// Waits for something to happen, at most until `deadline`.
@@ -222,7 +238,10 @@ impl SimDriver {
 
     fn finish(&mut self, job: Job, events: &mut Vec<Event<SimPlatform>>) {
         match job {
-            Job::Write(write, pending) => {
+            Job::Write(mut write, pending) => {
+                if self.disk.storage().lie == Some(Lie::LeakedMemory) {
+                    self.leaked.extend(write.extents.pop());
+                }
                 let result = self.disk.storage().end_write(pending).map(ByteCount::of_usize);
                 self.note("written", &[write.token.0, result_number(&result.map(ByteCount::get))]);
                 events.push(Event::Written { token: write.token, result });

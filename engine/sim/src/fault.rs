@@ -21,6 +21,38 @@ pub enum OpKind {
     Entry,
 }
 
+/// A machine that breaks its word, planted to see whether the checkers notice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lie {
+    /// Durable writes complete before they are durable.
+    DurableWrite,
+    /// Syncs of files do nothing.
+    Sync,
+    /// Syncs of directories do nothing.
+    SyncDirectory,
+    /// One read in a while brings bytes of another place.
+    MisdirectedRead,
+    /// One write in a while lands one block off.
+    MisdirectedWrite,
+    /// One write in a while never completes.
+    LostCompletion,
+    /// The memory of one write in a while never comes back.
+    LeakedMemory,
+}
+
+impl Lie {
+    /// Every lie.
+    pub const ALL: &'static [Self] = &[
+        Self::DurableWrite,
+        Self::Sync,
+        Self::SyncDirectory,
+        Self::MisdirectedRead,
+        Self::MisdirectedWrite,
+        Self::LostCompletion,
+        Self::LeakedMemory,
+    ];
+}
+
 /// Chances of faults.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Faults {

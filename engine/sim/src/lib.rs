@@ -6,6 +6,7 @@
 //! Reading path: [`storage`] (what a disk is), [`memory`], [`disk`], [`driver`], then [`world`].
 
 pub mod batches;
+mod clients;
 pub mod disk;
 pub mod driver;
 pub mod fault;
@@ -15,6 +16,7 @@ pub mod oracle;
 pub mod platform;
 pub mod prng;
 pub mod run;
+pub mod service;
 pub mod settings;
 pub mod storage;
 pub mod trace;

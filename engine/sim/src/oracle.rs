@@ -77,6 +77,8 @@ pub struct Oracle {
     holes: BTreeMap<i64, i64>,
     life: u64,
     acked_end: i64,
+    /// The next acknowledgement may be older than others.
+    disorder: bool,
 }
 
 impl Oracle {
@@ -99,6 +101,7 @@ impl Oracle {
             holes: BTreeMap::new(),
             life: 0,
             acked_end: 0,
+            disorder: false,
         }
     }
 
@@ -129,6 +132,11 @@ impl Oracle {
         first..self.sent.len()
     }
 
+    /// The next acknowledgement has come on another way than the last one and may be older.
+    pub const fn expect_disorder(&mut self) {
+        self.disorder = true;
+    }
+
     /// An append of valid batches was answered.
     pub fn handle_appended(
         &mut self,
@@ -139,6 +147,7 @@ impl Oracle {
         match result {
             Ok(appended) => self.handle_acked(sent, appended),
             Err(error) => {
+                self.disorder = false;
                 let open = matches!(error, AppendError::Failed(_) | AppendError::Closing);
                 let config = &self.settings.config;
                 match error {
@@ -169,7 +178,7 @@ impl Oracle {
     fn handle_acked(&mut self, sent: std::ops::Range<usize>, appended: &Appended) {
         let base = appended.base_offset.get();
         assert!(
-            base >= self.acked_end,
+            std::mem::take(&mut self.disorder) || base >= self.acked_end,
             "acknowledged out of order: {base} after an end of {}",
             self.acked_end
         );
@@ -179,7 +188,7 @@ impl Oracle {
             at += self.sent[index].records;
         }
         assert_eq!(at, appended.end_offset.get(), "an acknowledgement with a wrong end: {appended:?}");
-        self.acked_end = at;
+        self.acked_end = self.acked_end.max(at);
         self.raise_high_watermark(at);
     }
 

@@ -3,10 +3,11 @@
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use crate::fault::Lie;
 use crate::world::{Outcome, World};
 
 thread_local! {
-    /// What the last panic of this thread said, and where.
+    /// Where the last panic of this thread was, if [`keep_panics_quiet`] was called.
     static LAST_PANIC: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
@@ -16,7 +17,7 @@ thread_local! {
 pub struct Failure {
     /// The seed.
     pub seed: u64,
-    /// What the violated check said.
+    /// What the violated check said, and where.
     pub story: String,
     /// What happened before, where it was kept.
     pub trace: String,
@@ -26,20 +27,34 @@ pub struct Failure {
 ///
 /// # Errors
 /// The violation, if there is one.
-pub fn run_seed(seed: u64, keep_trace: bool) -> Result<Outcome, Failure> {
-    let mut world = World::new(seed, keep_trace);
-    catch_unwind(AssertUnwindSafe(|| world.run())).map_err(|_| Failure {
-        seed,
-        story: LAST_PANIC.with_borrow_mut(std::mem::take),
-        trace: world.disk().storage().trace.to_string(),
+pub fn run_seed(seed: u64, keep_trace: bool) -> Result<Outcome, Box<Failure>> {
+    run_world(seed, World::new(seed, keep_trace))
+}
+
+/// Runs one seed on a machine that breaks its word: sooner or later a seed must notice.
+///
+/// # Errors
+/// The violation, if this seed noticed.
+pub fn run_seed_with_lie(seed: u64, lie: Lie) -> Result<Outcome, Box<Failure>> {
+    run_world(seed, World::with_lie(seed, lie))
+}
+
+fn run_world(seed: u64, mut world: World) -> Result<Outcome, Box<Failure>> {
+    catch_unwind(AssertUnwindSafe(|| world.run())).map_err(|panic| {
+        let said = panic.downcast_ref::<String>().map(String::as_str);
+        let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without words");
+        let place = LAST_PANIC.with_borrow_mut(std::mem::take);
+        let trace = world.disk().storage().trace.to_string();
+        Box::new(Failure { seed, story: format!("{place}{said}"), trace })
     })
 }
 
-/// Keeps what panics say for [`run_seed`] instead of printing it. For the whole process; meant for programs that do
-/// nothing but run seeds.
+/// Keeps panics from being printed as they happen: [`run_seed`] reports them. For the whole process; meant for
+/// programs that do nothing but run seeds.
 pub fn keep_panics_quiet() {
     std::panic::set_hook(Box::new(|info| {
-        LAST_PANIC.with_borrow_mut(|last| *last = info.to_string());
+        let place = info.location().map_or_else(String::new, |location| format!("{location}: "));
+        LAST_PANIC.with_borrow_mut(|last| *last = place);
     }));
 }
 
@@ -51,5 +66,6 @@ pub fn add(sum: &mut Outcome, one: &Outcome) {
     sum.cut_in_recovery += one.cut_in_recovery;
     sum.acked += one.acked;
     sum.served_len += one.served_len;
+    sum.sent_len += one.sent_len;
     sum.disk_ops += one.disk_ops;
 }

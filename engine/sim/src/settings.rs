@@ -68,6 +68,8 @@ pub struct Settings {
     pub value_len_max: u64,
     /// Chance in 65,536 that a life ends by a kill rather than a power cut.
     pub kill: u32,
+    /// Of a hundred fetches and appends, so many go over connections; the others come from handles.
+    pub connection_share: u64,
     /// What the workload does.
     pub mix: Mix,
 }
@@ -99,6 +101,7 @@ impl Settings {
             actions_max: *prng.pick(&[10, 40, 120]),
             value_len_max: batch_len_max.min(*prng.pick(&[64, 2000, 20_000, 400_000])),
             kill: *prng.pick(&[0, 8192, 32_768]),
+            connection_share: *prng.pick(&[0, 50, 90]),
             mix: draw_mix(prng),
         }
     }

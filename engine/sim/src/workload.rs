@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use rohrpost_engine_core::error::{AppendError, FetchError, PartitionError};
-use rohrpost_engine_core::fetch::{FetchRequest, Fetched};
+use rohrpost_engine_core::fetch::{FetchOutcome, FetchRequest};
 use rohrpost_engine_core::log::Durability;
 use rohrpost_engine_core::message::{PartitionId, Reply, Request, Ticket, Watermarks};
 use rohrpost_engine_core::ops::Now;
@@ -58,6 +58,8 @@ pub(crate) struct Workload {
     pub(crate) stopped: Option<Result<(), PartitionError>>,
     pub(crate) acked: u64,
     pub(crate) served_len: u64,
+    /// Of these, bytes that came over connections.
+    pub(crate) sent_len: u64,
     batches: Batches,
     ticket_next: u64,
     prng: Prng,
@@ -76,6 +78,7 @@ impl Workload {
             stopped: None,
             acked: 0,
             served_len: 0,
+            sent_len: 0,
             batches: Batches::default(),
             ticket_next: 0,
             prng,
@@ -263,6 +266,43 @@ impl Workload {
         Ticket(self.ticket_next)
     }
 
+    /// Nobody waits for this answer any more.
+    pub(crate) fn forget(&mut self, ticket: Ticket) {
+        self.outstanding.remove(&ticket.0);
+    }
+
+    /// An answer has come on a way that does not keep the order of acknowledgements.
+    pub(crate) fn handle_unordered(&mut self, ticket: Ticket, reply: Reply<SimPlatform>, now: Now) {
+        let partition = self.outstanding.get(&ticket.0).map_or(0, |(partition, _)| *partition);
+        self.oracles[partition].expect_disorder();
+        self.handle_reply(ticket, reply, now);
+    }
+
+    /// The bytes of a fetch have come over a connection.
+    pub(crate) fn handle_sent(
+        &mut self,
+        ticket: Ticket,
+        result: Result<FetchOutcome, FetchError>,
+        bytes: &[u8],
+        now: Now,
+    ) {
+        let (partition, asked) =
+            self.outstanding.remove(&ticket.0).unwrap_or_else(|| panic!("{ticket:?} is answered twice"));
+        let Asked::Fetch { request, at, known, scan } = asked else {
+            panic!("{asked:?} is answered by bytes")
+        };
+        let numbers = [ticket.0, partition as u64, bytes.len() as u64, u64::from(result.is_ok())];
+        self.disk.storage().trace.note("sent", &numbers);
+        self.disk.storage().trace.remark(|| format!("sent {result:?}"));
+        self.sent_len += bytes.len() as u64;
+        match result {
+            Ok(outcome) => {
+                self.handle_fetched(partition, &request, at, known, scan, &outcome, bytes, now);
+            }
+            Err(error) => self.handle_fetch_error(partition, &request, known, scan, &error),
+        }
+    }
+
     /// An answer has come.
     pub(crate) fn handle_reply(&mut self, ticket: Ticket, reply: Reply<SimPlatform>, now: Now) {
         let (partition, asked) =
@@ -278,7 +318,11 @@ impl Workload {
                 None => self.check_refused(&result),
             },
             (Asked::Fetch { request, at, known, scan }, Reply::Fetched(result)) => match result {
-                Ok(fetched) => self.handle_fetched(partition, &request, at, known, scan, &fetched, now),
+                Ok(fetched) => {
+                    let bytes: Vec<u8> =
+                        fetched.pieces.iter().flat_map(|piece| piece.as_ref()).copied().collect();
+                    self.handle_fetched(partition, &request, at, known, scan, &fetched.outcome, &bytes, now);
+                }
                 Err(error) => self.handle_fetch_error(partition, &request, known, scan, &error),
             },
             (Asked::Watermarks, Reply::Watermarks(result)) => {
@@ -354,11 +398,10 @@ impl Workload {
         at: Now,
         known: Watermarks,
         scan: bool,
-        fetched: &Fetched<SimPlatform>,
+        outcome: &FetchOutcome,
+        bytes: &[u8],
         now: Now,
     ) {
-        let bytes: Vec<u8> = fetched.pieces.iter().flat_map(|piece| piece.as_ref()).copied().collect();
-        let outcome = &fetched.outcome;
         assert_eq!(bytes.len() as u64, outcome.len.get(), "an outcome of {outcome:?}");
         self.served_len += bytes.len() as u64;
         let oracle = &mut self.oracles[partition];
@@ -377,11 +420,11 @@ impl Workload {
                 "nothing after {waited} ms of {request:?}"
             );
         }
-        let next = oracle.handle_served(offset, &bytes, outcome.watermarks.high_watermark.get(), scan);
+        let next = oracle.handle_served(offset, bytes, outcome.watermarks.high_watermark.get(), scan);
         if bytes.len() as u64 > request.len_max.get() {
-            oracle.check_single_batch(&bytes);
+            oracle.check_single_batch(bytes);
         }
-        check_medium(&self.disk, oracle, outcome.segment, outcome.position.get(), &bytes);
+        check_medium(&self.disk, oracle, outcome.segment, outcome.position.get(), bytes);
         if scan {
             let next = if bytes.is_empty() { known.high_watermark.get() } else { next };
             self.standing[partition] = Standing::Scanning(next);

@@ -13,12 +13,14 @@ use rohrpost_engine_core::ops::{Driver, Event, Now, Ops};
 use rohrpost_engine_core::shard::Shard;
 use rohrpost_engine_core::types::{Nanos, Timestamp};
 
+use crate::clients::Clients;
 use crate::disk::SimDisk;
 use crate::driver::{Ended, SimDriver};
-use crate::fault::{Delays, Faults};
+use crate::fault::{Delays, Faults, Lie};
 use crate::memory::SimArena;
 use crate::platform::SimPlatform;
 use crate::prng::Prng;
+use crate::service::SimService;
 use crate::settings::Settings;
 use crate::storage::{End, Storage};
 use crate::trace::Trace;
@@ -28,7 +30,7 @@ use crate::workload::{ROOT, Workload};
 const CAPACITY: u64 = 1 << 40;
 
 /// Turns within which everything outstanding must be answered once the disk is healthy.
-const TURNS_MAX: u64 = 200_000;
+const TURNS_MAX: u64 = 20_000;
 
 /// Virtual time within which the same must happen, nanoseconds.
 const PATIENCE_NS: u64 = 300_000_000_000;
@@ -51,6 +53,8 @@ pub struct Outcome {
     pub acked: u64,
     /// Bytes served and compared.
     pub served_len: u64,
+    /// Of these, bytes that came over connections.
+    pub sent_len: u64,
     /// File operations.
     pub disk_ops: u64,
 }
@@ -71,8 +75,9 @@ pub struct World {
 
 /// Shard and driver of one life.
 struct Life {
-    shard: Shard<SimPlatform, ()>,
+    shard: Shard<SimPlatform, SimService>,
     driver: SimDriver,
+    clients: Clients,
     ops: Ops<SimPlatform>,
     events: Vec<Event<SimPlatform>>,
     turns: u64,
@@ -101,6 +106,13 @@ impl World {
         }
     }
 
+    /// The same world on a machine that breaks its word.
+    pub fn with_lie(seed: u64, lie: Lie) -> Self {
+        let world = Self::new(seed, false);
+        world.disk.storage().lie = Some(lie);
+        world
+    }
+
     /// Runs the seed to its end.
     ///
     /// # Panics
@@ -116,6 +128,7 @@ impl World {
         self.outcome.trace_hash = storage.trace.hash();
         self.outcome.acked = self.workload.acked;
         self.outcome.served_len = self.workload.served_len;
+        self.outcome.sent_len = self.workload.sent_len;
         drop(storage);
         self.outcome
     }
@@ -203,8 +216,10 @@ impl World {
         let prng = self.prng.fork();
         let (delays, memory) = (self.settings.delays, self.settings.memory);
         let driver = SimDriver::new(self.disk.clone(), run_step, prng, delays, memory, self.now);
-        let shard = Shard::new(self.settings.limits.clone(), SimArena::default(), ());
-        let mut life = Life { shard, driver, ops: Ops::with_capacity(64), events: Vec::new(), turns: 0 };
+        let shard = Shard::new(self.settings.limits.clone(), SimArena::default(), SimService::default());
+        let clients = Clients::new(self.prng.fork(), self.settings.limits.request_len_max.as_usize());
+        let mut life =
+            Life { shard, driver, clients, ops: Ops::with_capacity(64), events: Vec::new(), turns: 0 };
         life.shard.poll(life.driver.now(), &mut life.ops);
         life
     }
@@ -251,7 +266,8 @@ impl World {
     /// One thing a client does, or that happens to the machine.
     fn act(&mut self, life: &mut Life) {
         if self.prng.below(100) < self.settings.mix.disturb {
-            match self.prng.below(4) {
+            match self.prng.below(5) {
+                4 => life.clients.hang_up(&mut life.driver),
                 0 => self.disk.storage().drop_caches(),
                 1 => life.driver.advance(self.prng.magnitude(1_000_000, 20_000_000_000)),
                 2 => life.driver.shift_wall(self.prng.range(0, 20_000) as i64 - 10_000),
@@ -264,6 +280,14 @@ impl World {
     }
 
     fn send(&mut self, life: &mut Life, ticket: Ticket, request: Request) {
+        let over_connection = self.prng.below(100) < self.settings.connection_share;
+        let (ticket, request) = if over_connection {
+            let sent = life.clients.send(&mut life.driver, life.shard.service(), ticket, request);
+            let Some(unsent) = sent else { return };
+            unsent
+        } else {
+            (ticket, request)
+        };
         let delay = self.prng.magnitude(1, 1_000_000);
         life.driver.request_in(delay, ticket, request);
     }
@@ -316,6 +340,7 @@ impl World {
         for (ticket, reply) in life.ops.replies.drain(..) {
             self.workload.handle_reply(ticket, reply, now);
         }
+        life.clients.receive(&mut life.driver, life.shard.service(), &mut self.workload, now);
         Ok(())
     }
 

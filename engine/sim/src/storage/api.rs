@@ -6,7 +6,7 @@ use rohrpost_engine_core::disk::{Caching, DirEntry, Errno, Lock, OpenMode};
 use rohrpost_engine_core::platform::DIRECT_IO_ALIGN;
 use rohrpost_engine_core::types::Timestamp;
 
-use super::{Description, Fate, InFlight, Inode, OpKind, Pending, Planes, SECTOR_LEN, Storage};
+use super::{Description, Fate, InFlight, Inode, Lie, OpKind, Pending, Planes, SECTOR_LEN, Storage};
 use super::{is_io_lock, overlay, sectors};
 
 impl Storage {
@@ -108,6 +108,8 @@ impl Storage {
     ) -> Result<usize, Errno> {
         assert_aligned("direct read", position, buf.len());
         self.run(OpKind::Read, |disk| {
+            let astray = disk.lie == Some(Lie::MisdirectedRead) && disk.prng.one_in(16);
+            let position = if astray { position + DIRECT_IO_ALIGN } else { position };
             let count = disk.read_now(of, position, buf);
             if count > SECTOR_LEN && disk.prng.chance(disk.faults.read_short) {
                 return Ok(SECTOR_LEN * disk.prng.range(1, (count / SECTOR_LEN) as u64) as usize);
@@ -167,6 +169,8 @@ impl Storage {
         if self.dark.is_some() {
             return pending;
         }
+        let astray = self.lie == Some(Lie::MisdirectedWrite) && self.prng.one_in(16);
+        let position = if astray { position + DIRECT_IO_ALIGN } else { position };
         let write = self.write_of(of, position, bytes, durable);
         self.in_flight.insert(pending, write);
         pending
@@ -242,6 +246,7 @@ impl Storage {
                 file.fail_sync(seq, &mut self.prng);
                 return Err(errno);
             }
+            Fate::Runs if self.lie == Some(Lie::Sync) => return Ok(()),
             Fate::Runs => {}
         }
         self.files.get_mut(&inode).expect("an open file keeps its inode").sync(seq);
@@ -289,7 +294,9 @@ impl Storage {
     pub(crate) fn sync_dir(&mut self, path: &Path) -> Result<(), Errno> {
         self.run(OpKind::Sync, |disk| {
             let inode = disk.resolve(path)?;
-            disk.names.sync(inode);
+            if disk.lie != Some(Lie::SyncDirectory) {
+                disk.names.sync(inode);
+            }
             Ok(())
         })
     }
@@ -369,7 +376,7 @@ impl Storage {
         let file = self.files.get_mut(&write.inode).expect("an open file keeps its inode");
         file.write(write.position, &write.bytes[..len], !write.direct, &mut self.seq);
         file.modified = wall;
-        if write.durable {
+        if write.durable && self.lie != Some(Lie::DurableWrite) {
             file.harden(write.position, len as u64);
         }
     }

@@ -23,7 +23,7 @@ pub use names::Inode;
 pub use planes::SECTOR_LEN;
 pub use survival::Survival;
 
-use crate::fault::{Faults, OpKind};
+use crate::fault::{Faults, Lie, OpKind};
 use crate::prng::Prng;
 use crate::trace::Trace;
 use names::{Names, ROOT};
@@ -94,6 +94,8 @@ pub struct Storage {
     dark: Option<End>,
     at_stake: bool,
     capacity: u64,
+    /// What the machine lies about, if it does.
+    pub lie: Option<Lie>,
     /// What fails, and how often.
     pub faults: Faults,
     /// The wall clock, for times of change.
@@ -124,6 +126,7 @@ impl Storage {
             dark: None,
             at_stake: false,
             capacity,
+            lie: None,
             faults: Faults::NONE,
             wall: Timestamp::ZERO,
             trace,
