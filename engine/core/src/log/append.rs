@@ -88,8 +88,8 @@ impl<P: Platform> Partition<P> {
         while let Some(at) = self.tail.capacity_end(uid)
             && at < end
         {
-            self.tail_chunk_len = ByteCount::new(self.tail_chunk_len.get() * 2);
-            let wanted = end.since(at).max(self.tail_chunk_len);
+            let doubled = ByteCount::new(self.tail_chunk_len.get() * 2);
+            let wanted = end.since(at).max(doubled);
             let (position, chunk) = take_chunk(memory, at, wanted)?;
             self.tail_chunk_len = ByteCount::of_usize(chunk.len());
             self.tail.push(TailChunk { uid, position, valid_from: at, chunk });
