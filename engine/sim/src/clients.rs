@@ -7,6 +7,7 @@ use rohrpost_engine_core::message::{Reply, Request, Ticket};
 use rohrpost_engine_core::ops::{ConnId, Now};
 
 use crate::driver::SimDriver;
+use crate::oracle::Oracle;
 use crate::prng::Prng;
 use crate::service::{HEADER_LEN, Served, SimService, append_frame, fetch_frame, read_header};
 use crate::workload::Workload;
@@ -120,7 +121,8 @@ impl Clients {
         }
         for conn in gone {
             let client = self.conns.remove(&conn).expect("listed a moment ago");
-            let expected = client.closing || workload.faulty || workload.stopping;
+            let shrinks = workload.oracles.iter().any(Oracle::may_shrink);
+            let expected = client.closing || workload.faulty || workload.stopping || shrinks;
             assert!(expected, "{conn:?} was closed by the engine: {:?}", client.asked);
             for tag in client.asked {
                 workload.forget(Ticket(tag));

@@ -79,6 +79,8 @@ pub struct Oracle {
     acked_end: i64,
     /// The next acknowledgement may be older than others.
     disorder: bool,
+    /// A deletion was asked for in this life.
+    shrinks: bool,
 }
 
 impl Oracle {
@@ -102,6 +104,7 @@ impl Oracle {
             life: 0,
             acked_end: 0,
             disorder: false,
+            shrinks: false,
         }
     }
 
@@ -333,8 +336,20 @@ impl Oracle {
         self.durable_end = self.durable_end.max(end);
     }
 
+    /// Whether records may have been deleted in this life: a transfer of them may end with its connection.
+    pub const fn may_shrink(&self) -> bool {
+        let config = &self.settings.config;
+        self.shrinks || config.retention_len.is_some() || config.retention_ms.is_some()
+    }
+
+    /// The partition is about to be deleted.
+    pub const fn delete(&mut self) {
+        self.shrinks = true;
+    }
+
     /// A DeleteRecords is about to be sent.
     pub fn delete_records(&mut self, before: i64) {
+        self.shrinks = true;
         let before = if before == -1 { i64::MAX } else { before };
         self.start_max = self.start_max.max(before);
     }
@@ -387,6 +402,7 @@ impl Oracle {
     /// A life has ended by force.
     pub fn handle_end(&mut self, end: End) {
         self.ends_since_stop += 1;
+        self.shrinks = false;
         if end == End::PowerCut && self.settings.config.durability == Durability::Written {
             self.durable_end = self.start_confirmed.max(self.stopped_end);
             self.lossy = true;

@@ -196,6 +196,7 @@ impl Workload {
                     return None;
                 }
                 self.standing[partition] = Standing::Deleting;
+                self.oracles[partition].delete();
                 (self.ask(partition, Asked::Delete), Request::Delete(id))
             }
         })
