@@ -302,8 +302,10 @@ impl<D: Disk> LogDir<D> {
         state.clean.remove(tp);
         state.live.remove(tp);
         for table in Table::ALL {
-            if state.tables[table as usize].remove(tp).is_some() {
-                state.dirty[table as usize] = true;
+            let known = state.tables[table as usize].remove(tp).is_some();
+            // What an earlier attempt could not write is still in the file.
+            state.dirty[table as usize] |= known;
+            if state.dirty[table as usize] {
                 self.write_table(&mut state, table)?;
             }
         }

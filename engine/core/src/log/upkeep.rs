@@ -98,6 +98,10 @@ impl<P: Platform> Partition<P> {
     /// A full segment is sealed when the commit position has left it behind.
     fn push_seal(&mut self, index: usize, ops: &mut Ops<P>) {
         let committed = self.is_committed(index);
+        // In order: a seal moves the recovery point behind its segment, and below it nothing is doubted.
+        if index > 0 && self.segments[index - 1].state != SegmentState::Sealed {
+            return;
+        }
         let segment = &mut self.segments[index];
         let idle = !segment.extending && !segment.companions_in_flight;
         if segment.state != SegmentState::Full || !committed || !idle {
