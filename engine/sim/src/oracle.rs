@@ -359,6 +359,7 @@ impl Oracle {
         self.check_start(start);
         self.start_confirmed = self.start_confirmed.max(start);
         self.marks.log_start_offset = self.marks.log_start_offset.max(Offset::new(start));
+        self.raise_high_watermark(start);
     }
 
     /// The partition was deleted: everything is gone.
@@ -400,10 +401,12 @@ impl Oracle {
     }
 
     /// A life has ended by force.
-    pub fn handle_end(&mut self, end: End) {
+    pub fn handle_end(&mut self, end: End, faulty: bool) {
         self.ends_since_stop += 1;
         self.shrinks = false;
-        if end == End::PowerCut && self.settings.config.durability == Durability::Written {
+        // At this level a failed write-back takes as much as a power cut: the page cache shows what no device has.
+        let taken = end == End::PowerCut || faulty;
+        if taken && self.settings.config.durability == Durability::Written {
             self.durable_end = self.start_confirmed.max(self.stopped_end);
             self.lossy = true;
         }

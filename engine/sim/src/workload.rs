@@ -52,6 +52,8 @@ pub(crate) struct Workload {
     pub(crate) outstanding: BTreeMap<u64, (usize, Asked)>,
     /// Whether operations may fail at the moment, or have failed in this life.
     pub(crate) faulty: bool,
+    /// The shard was busy: the next request waits a little.
+    pub(crate) backs_off: bool,
     /// Whether the engine has been told to stop.
     pub(crate) stopping: bool,
     /// How the last shutdown ended.
@@ -74,6 +76,7 @@ impl Workload {
             oracles,
             outstanding: BTreeMap::new(),
             faulty: false,
+            backs_off: false,
             stopping: false,
             stopped: None,
             acked: 0,
@@ -91,7 +94,7 @@ impl Workload {
         self.outstanding.clear();
         self.stopping = false;
         for (oracle, standing) in self.oracles.iter_mut().zip(&mut self.standing) {
-            oracle.handle_end(end);
+            oracle.handle_end(end, self.faulty);
             if std::mem::replace(standing, Standing::Closed) == Standing::Deleting {
                 oracle.forget_promises();
             }
@@ -365,7 +368,7 @@ impl Workload {
 
     fn handle_delete_failed(&mut self, partition: usize, error: &PartitionError) {
         let dark = self.disk.storage().ended().is_some();
-        assert!(dark || self.faulty, "a partition cannot be deleted: {error}");
+        assert!(dark || self.faulty || self.stopping, "a partition cannot be deleted: {error}");
         self.oracles[partition].handle_delete_failed();
     }
 
@@ -385,6 +388,7 @@ impl Workload {
                 | AppendError::BatchTooLarge { .. }
                 | AppendError::Busy
                 | AppendError::Closing
+                | AppendError::UnknownPartition
                 | AppendError::DiskFull(_))
         );
         let failed = matches!(result, Err(AppendError::Failed(_))) && self.faulty;
@@ -455,7 +459,8 @@ impl Workload {
                 }
             }
             FetchError::UnknownPartition if self.stopping => {}
-            FetchError::Busy | FetchError::Closing | FetchError::Cancelled => {}
+            FetchError::Busy => self.backs_off = true,
+            FetchError::Closing | FetchError::Cancelled => {}
             FetchError::ReadFailed { .. } | FetchError::Disk(_) => {
                 assert!(self.faulty, "a fetch fails without a fault: {error}");
             }

@@ -280,7 +280,8 @@ impl World {
     }
 
     fn send(&mut self, life: &mut Life, ticket: Ticket, request: Request) {
-        let over_connection = self.prng.below(100) < self.settings.connection_share;
+        let backs_off = std::mem::take(&mut self.workload.backs_off);
+        let over_connection = !backs_off && self.prng.below(100) < self.settings.connection_share;
         let (ticket, request) = if over_connection {
             let sent = life.clients.send(&mut life.driver, life.shard.service(), ticket, request);
             let Some(unsent) = sent else { return };
@@ -288,7 +289,7 @@ impl World {
         } else {
             (ticket, request)
         };
-        let delay = self.prng.magnitude(1, 1_000_000);
+        let delay = if backs_off { 50_000_000 } else { self.prng.magnitude(1, 1_000_000) };
         life.driver.request_in(delay, ticket, request);
     }
 

@@ -125,10 +125,9 @@ impl Storage {
             if write.inode != of.inode || !write.touches(position, count as u64) {
                 continue;
             }
-            for (at, sector) in write.bytes.chunks_exact(SECTOR_LEN).enumerate() {
+            for (at, part) in write.bytes.chunks(SECTOR_LEN).enumerate() {
                 if self.prng.one_in(2) {
-                    let sector = sector.first_chunk().expect("chunks of one sector's length");
-                    overlay(buf, position, count, write.position / SECTOR_LEN as u64 + at as u64, sector);
+                    overlay(buf, position, count, write.position + (at * SECTOR_LEN) as u64, part);
                 }
             }
         }

@@ -163,7 +163,7 @@ impl Planes {
         buf[..len].copy_from_slice(&self.data[position as usize..end as usize]);
         if direct {
             for (sector, medium) in &self.forgotten {
-                overlay(buf, position, len, *sector, medium);
+                overlay(buf, position, len, sector * SECTOR_LEN as u64, &medium[..]);
             }
         }
         len
@@ -264,10 +264,9 @@ fn put_sector(plane: &mut [u8], sector: u64, bytes: &Sector) {
     plane[start..end].copy_from_slice(&bytes[..end - start]);
 }
 
-/// Lays a sector over what was read: `buf[..len]` holds the bytes from `position`.
-pub(super) fn overlay(buf: &mut [u8], position: u64, len: usize, sector: u64, bytes: &[u8; SECTOR_LEN]) {
-    let start = sector * SECTOR_LEN as u64;
-    let (from, to) = (position.max(start), (position + len as u64).min(start + SECTOR_LEN as u64));
+/// Lays the bytes at `start` over what was read: `buf[..len]` holds the bytes from `position`.
+pub(super) fn overlay(buf: &mut [u8], position: u64, len: usize, start: u64, bytes: &[u8]) {
+    let (from, to) = (position.max(start), (position + len as u64).min(start + bytes.len() as u64));
     if from < to {
         buf[(from - position) as usize..(to - position) as usize]
             .copy_from_slice(&bytes[(from - start) as usize..(to - start) as usize]);
