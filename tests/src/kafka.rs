@@ -25,7 +25,8 @@ pub fn is_available(test: &str) -> bool {
     });
     let Err(reason) = fetched else { return true };
     assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "{test} needs Apache Kafka: {reason}");
-    eprintln!("skipped {test}: {}", reason.trim_end());
+    // Past the test harness's capture, so that it can be seen.
+    let _ = writeln!(std::io::stderr(), "skipped {test}: {}", reason.trim_end());
     false
 }
 

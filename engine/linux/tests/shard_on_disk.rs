@@ -296,5 +296,8 @@ fn buffered_partitions_live_through_stops_under_uring() {
 /// Says why a test tests nothing here. In continuous integration that is a failure.
 fn skip(reason: &impl std::fmt::Display) {
     assert!(std::env::var("CI").as_deref() != Ok("true"), "skipped in CI: {reason}");
-    eprintln!("SKIPPED: {reason}");
+    use std::io::Write as _;
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    // Past the harness's capture, so that it can be seen.
+    let _ = writeln!(std::io::stderr(), "skipped {test}: {reason}");
 }

@@ -216,5 +216,7 @@ pub(crate) fn open_file(path: &Path, mode: OpenMode) -> LinuxFile {
 /// Says why a test tests nothing here. In continuous integration that is a failure.
 pub(crate) fn skip(reason: impl std::fmt::Display) {
     assert!(std::env::var("CI").as_deref() != Ok("true"), "skipped in CI: {reason}");
-    eprintln!("SKIPPED: {reason}");
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    // Past the harness's capture, so that it can be seen.
+    let _ = writeln!(std::io::stderr(), "skipped {test}: {reason}");
 }
