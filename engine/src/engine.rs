@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use rohrpost_engine_core::error::PartitionError;
 use rohrpost_engine_core::log::step::Step;
 use rohrpost_engine_core::log::{LogDir, LogDirOptions};
+use rohrpost_engine_core::ops::Driver;
 use rohrpost_engine_core::service::Service;
 use rohrpost_engine_core::shard::Shard;
 use rohrpost_engine_linux::arena::LinuxArena;
@@ -68,19 +69,27 @@ impl Engine {
     /// See [`StartError`].
     pub fn start_with<S: Service>(
         options: EngineOptions,
-        service: impl FnMut(usize) -> S,
+        mut service: impl FnMut(usize) -> S,
     ) -> Result<Self, StartError> {
         check(&options)?;
         let listener = options.listen.map(|addr| listen(&options, addr)).transpose()?;
         let local_addr = listener.as_ref().and_then(|listener| listener.local_addr().ok());
         let log_dir = open_log_dir(&options)?;
-        let (driver, report) = choose_driver(&options)?;
-        let starter = Starter { options: &options, log_dir: &log_dir, listener };
-        let (links, threads) = match report {
-            Some(report) => starter.start_uring(&report, service)?,
-            None => starter.start_poll(service)?,
+        let (mut driver, report) = choose_driver(&options)?;
+        let mut starter = Starter { options: &options, log_dir: &log_dir, listener };
+        let mut started = match report {
+            Some(report) => match starter.start_uring(&report, &mut service) {
+                // The probe's ring fitted, a shard's did not.
+                Err(StartError::Shard { reason, .. }) if options.driver == DriverChoice::Auto => {
+                    driver = DriverInUse::Poll { reason };
+                    starter.start_poll(&mut service)?
+                }
+                started => started?,
+            },
+            None => starter.start_poll(&mut service)?,
         };
-        let handle = Handle::new(links);
+        let handle = Handle::new(std::mem::take(&mut started.links));
+        let threads = std::mem::take(&mut started.threads);
         let read_only = options.read_only;
         Ok(Self { handle, threads, log_dir, driver, local_addr, read_only })
     }
@@ -118,6 +127,18 @@ impl Engine {
         self.log_dir.notes()
     }
 
+    /// What the shards have noticed since the start, one sentence each: memory that could not be registered
+    /// with the kernel, a shard that has stopped and why.
+    pub fn remarks(&self) -> Vec<String> {
+        let shards = self.handle.shards().iter().enumerate();
+        shards
+            .flat_map(|(index, link)| {
+                let remarks = link.waiters.remarks().into_iter();
+                remarks.map(move |remark| format!("shard {index} {remark}"))
+            })
+            .collect()
+    }
+
     /// Refuses further appends, makes everything accepted durable, closes every partition, and marks
     /// the directory as cleanly stopped, so that the next start scans nothing. Returns what each shard
     /// did.
@@ -144,13 +165,17 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        for link in self.handle.shards() {
-            link.abandon();
-        }
-        for thread in self.threads.drain(..) {
-            // A shard that panicked has said so on standard error.
-            let _ = thread.join();
-        }
+        stop_abruptly(self.handle.shards(), &mut self.threads);
+    }
+}
+
+fn stop_abruptly(links: &[ShardLink], threads: &mut Vec<ShardThread>) {
+    for link in links {
+        link.abandon();
+    }
+    for thread in threads.drain(..) {
+        // A shard that panicked has said so on standard error.
+        let _ = thread.join();
     }
 }
 
@@ -218,7 +243,18 @@ struct Starter<'a> {
     listener: Option<Listener>,
 }
 
-type Started = (Vec<ShardLink>, Vec<ShardThread>);
+/// Shards that run. They stop if this is dropped before an engine has taken them over.
+#[derive(Default)]
+struct Started {
+    links: Vec<ShardLink>,
+    threads: Vec<ShardThread>,
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        stop_abruptly(&self.links, &mut self.threads);
+    }
+}
 
 impl Starter<'_> {
     fn helper<P: LinuxPlatform>(&self) -> Result<Arc<Helper<P>>, StartError> {
@@ -234,92 +270,124 @@ impl Starter<'_> {
             .map_err(|source| StartError::System { action: "create a shard's inbox".to_owned(), source })
     }
 
+    /// The listener, for a driver that may fail to start.
+    fn listener(&self) -> Result<Option<Listener>, StartError> {
+        let listener = self.listener.as_ref().map(Listener::try_clone).transpose();
+        listener.map_err(|source| StartError::System { action: "duplicate the listener".to_owned(), source })
+    }
+
     fn start_uring<S: Service>(
-        mut self,
+        &mut self,
         report: &ProbeReport,
-        mut service: impl FnMut(usize) -> S,
+        service: &mut impl FnMut(usize) -> S,
     ) -> Result<Started, StartError> {
         let helper = self.helper::<UringPlatform>()?;
-        let mut started = (Vec::new(), Vec::new());
+        let mut started = Started::default();
         for (index, &core) in self.options.cores.iter().enumerate() {
             let inbox = self.inbox()?;
             let waiters = Waiters::default();
             let stats = Arc::new(OnceLock::new());
             let requests = Arc::new(inbox.mailbox());
-            started.0.push(ShardLink { requests, waiters: waiters.clone(), stats: Arc::clone(&stats) });
+            started.links.push(ShardLink { requests, waiters: waiters.clone(), stats: Arc::clone(&stats) });
             let config = UringConfig::new(self.options.limits.clone(), report.clone());
-            let listener = self.listener.take();
+            let listener = self.listener()?;
             let shard_helper = helper.for_shard(inbox.mailbox());
-            let (limits, service, helper) =
-                (self.options.limits.clone(), service(index), Arc::clone(&helper));
-            let sink = waiters.clone();
-            let thread = spawn(index, core, waiters, move || {
-                let _keep = helper;
-                let arena = LinuxArena::new(limits.slabs_max());
-                let mut shard = Shard::new(limits, arena, service);
-                let mut driver = UringDriver::new(config, listener, inbox, shard_helper, Box::new(sink))
+            let (limits, service) = (self.options.limits.clone(), service(index));
+            let sink = Box::new(waiters.clone());
+            let thread = spawn(Place { index, core, waiters }, Arc::clone(&helper), move || {
+                let shard = Shard::new(limits.clone(), LinuxArena::new(limits.slabs_max()), service);
+                let driver = UringDriver::new(config, listener, inbox, shard_helper, sink)
                     .map_err(|error| error.to_string())?;
                 let _ = stats.set(driver.stats());
-                runtime::run(&mut driver, &mut shard).map_err(|error| error.to_string())
+                Ok((driver, shard))
             })?;
-            started.1.push(thread);
+            started.threads.push(thread);
         }
         Ok(started)
     }
 
-    fn start_poll<S: Service>(mut self, mut service: impl FnMut(usize) -> S) -> Result<Started, StartError> {
+    fn start_poll<S: Service>(
+        &mut self,
+        service: &mut impl FnMut(usize) -> S,
+    ) -> Result<Started, StartError> {
         let helper = self.helper::<PollPlatform>()?;
-        let mut started = (Vec::new(), Vec::new());
+        let mut started = Started::default();
         for (index, &core) in self.options.cores.iter().enumerate() {
             let inbox = self.inbox()?;
             let waiters = Waiters::default();
             let stats = Arc::new(OnceLock::new());
             let requests = Arc::new(inbox.mailbox());
-            started.0.push(ShardLink { requests, waiters: waiters.clone(), stats: Arc::clone(&stats) });
+            started.links.push(ShardLink { requests, waiters: waiters.clone(), stats: Arc::clone(&stats) });
             let connections_max = self.options.limits.connections_max;
             let config = PollConfig { connections_max, ..PollConfig::default() };
-            let listener = self.listener.take();
+            let listener = self.listener()?;
             let shard_helper = helper.for_shard(inbox.mailbox());
-            let (limits, service, helper) =
-                (self.options.limits.clone(), service(index), Arc::clone(&helper));
-            let sink = waiters.clone();
-            let thread = spawn(index, core, waiters, move || {
-                let _keep = helper;
-                let arena = LinuxArena::new(limits.slabs_max());
-                let mut shard = Shard::new(limits, arena, service);
-                let mut driver = PollDriver::new(config, listener, inbox, shard_helper, Box::new(sink))
+            let (limits, service) = (self.options.limits.clone(), service(index));
+            let sink = Box::new(waiters.clone());
+            let thread = spawn(Place { index, core, waiters }, Arc::clone(&helper), move || {
+                let shard = Shard::new(limits.clone(), LinuxArena::new(limits.slabs_max()), service);
+                let driver = PollDriver::new(config, listener, inbox, shard_helper, sink)
                     .map_err(|error| error.to_string())?;
                 let _ = stats.set(driver.stats());
-                runtime::run(&mut driver, &mut shard).map_err(|error| error.to_string())
+                Ok((driver, shard))
             })?;
-            started.1.push(thread);
+            started.threads.push(thread);
         }
         Ok(started)
     }
 }
 
-/// Starts a shard's thread; whoever waits for the shard learns when it ends, for whatever reason.
-fn spawn(
+/// Where a shard runs, and who learns of its end.
+struct Place {
     index: usize,
     core: Option<usize>,
     waiters: Waiters,
-    run: impl FnOnce() -> Result<ShardEnd, String> + Send + 'static,
-) -> Result<ShardThread, StartError> {
+}
+
+/// Starts a shard's thread and waits until the shard runs. Whoever waits for the shard learns when it ends,
+/// for whatever reason. `helper` lives as long as the shard.
+fn spawn<D: Driver, S: Service>(
+    place: Place,
+    helper: Arc<Helper<D::Platform>>,
+    make: impl FnOnce() -> Result<(D, Shard<D::Platform, S>), String> + Send + 'static,
+) -> Result<ShardThread, StartError>
+where
+    D::Platform: LinuxPlatform,
+{
     struct EndWaiters(Waiters);
     impl Drop for EndWaiters {
         fn drop(&mut self) {
             self.0.end();
         }
     }
+    let Place { index, core, waiters } = place;
+    let (report, runs) = oneshot::channel();
     let body = move || {
-        let _end = EndWaiters(waiters);
-        if let Some(core) = core {
-            cpu::pin_current_thread(core).map_err(|error| format!("cannot pin to core {core}: {error}"))?;
-        }
-        run()
+        let end = EndWaiters(waiters);
+        let _keep = helper;
+        let made = pin(core).and_then(|()| make());
+        // Whoever starts shards waits for this.
+        let _ = report.send(made.as_ref().map(drop).map_err(Clone::clone));
+        let (mut driver, mut shard) = made?;
+        runtime::run(&mut driver, &mut shard).map_err(|error| {
+            end.0.push_remark(format!("has stopped: {error}"));
+            error.to_string()
+        })
     };
-    std::thread::Builder::new()
+    let thread = std::thread::Builder::new()
         .name(format!("rp-shard-{index}"))
         .spawn(body)
-        .map_err(|source| StartError::System { action: "start a shard's thread".to_owned(), source })
+        .map_err(|source| StartError::System { action: "start a shard's thread".to_owned(), source })?;
+    let reason = match runs.recv() {
+        Ok(Ok(())) => return Ok(thread),
+        Ok(Err(reason)) => reason,
+        Err(_) => "its thread panicked".to_owned(),
+    };
+    let _ = thread.join();
+    Err(StartError::Shard { index, reason })
+}
+
+fn pin(core: Option<usize>) -> Result<(), String> {
+    let Some(core) = core else { return Ok(()) };
+    cpu::pin_current_thread(core).map_err(|error| format!("cannot pin to core {core}: {error}"))
 }

@@ -24,6 +24,14 @@ pub enum StartError {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// A shard could not be set up: its driver, or its core.
+    #[error("shard {index} cannot start: {reason}")]
+    Shard {
+        /// Which.
+        index: usize,
+        /// Why, and what helps.
+        reason: String,
+    },
     /// A setting is out of its range.
     #[error("setting {setting}: {reason}")]
     InvalidOption {

@@ -69,6 +69,7 @@ struct State {
     next: u64,
     waiting: FxHashMap<u64, oneshot::Sender<Answer>>,
     ended: bool,
+    remarks: Vec<String>,
 }
 
 impl Waiters {
@@ -95,6 +96,16 @@ impl Waiters {
         self.lock().waiting.remove(&ticket.0);
     }
 
+    /// Notes what an operator should know of the shard.
+    pub(crate) fn push_remark(&self, remark: String) {
+        self.lock().remarks.push(remark);
+    }
+
+    /// What has been noted so far.
+    pub(crate) fn remarks(&self) -> Vec<String> {
+        self.lock().remarks.clone()
+    }
+
     /// The shard has ended: everybody who still waits learns it.
     pub(crate) fn end(&self) {
         let mut state = self.lock();
@@ -112,6 +123,10 @@ impl<P: LinuxPlatform> ReplySink<P> for Waiters {
             // A dropped receiver has lost interest.
             let _ = sender.send(answer(reply));
         }
+    }
+
+    fn remark(&mut self, remark: &dyn std::fmt::Display) {
+        self.push_remark(remark.to_string());
     }
 }
 

@@ -55,6 +55,11 @@ impl Errno {
         matches!(self, Self::NOSPC | Self::DQUOT)
     }
 
+    /// Whether something that comes back is missing: space, quota, or descriptors.
+    pub const fn is_shortage(self) -> bool {
+        self.is_full() || matches!(self, Self::MFILE | Self(23))
+    }
+
     fn name(self) -> Option<&'static str> {
         Some(match self {
             Self::NOENT => "no such file or directory",
@@ -63,11 +68,17 @@ impl Errno {
             Self::NOMEM => "cannot allocate memory",
             Self::ACCES => "permission denied",
             Self::EXIST => "file exists",
+            Self(20) => "not a directory",
+            Self(21) => "is a directory",
             Self::INVAL => "invalid argument",
+            Self(23) => "too many open files in the system",
             Self::MFILE => "too many open files",
+            Self(27) => "file too large",
             Self::NOSPC => "no space left on device",
             Self::ROFS => "read-only file system",
             Self::PERM => "operation not permitted",
+            Self(40) => "too many symbolic links",
+            Self(98) => "address already in use",
             Self::DQUOT => "disk quota exceeded",
             Self::OPNOTSUPP => "operation not supported",
             Self::CONNRESET => "connection reset by peer",
@@ -84,7 +95,10 @@ impl Errno {
             Self::DQUOT => "; raise the quota or free space, and appends resume by themselves",
             Self::ACCES | Self::PERM => "; run as the owner of the data directory, or change its mode",
             Self::ROFS => "; remount the file system read-write, or choose another data directory",
-            Self::MFILE => "; raise the limit on open files (ulimit -n)",
+            Self::MFILE | Self(23) => "; raise the limit on open files (ulimit -n)",
+            Self(20) => "; correct the path",
+            Self(27) => "; raise the limit on file sizes (ulimit -f)",
+            Self(98) => "; stop the process that listens there, or choose another port",
             Self::IO => "; the device reported a fault: see the kernel log",
             _ => "",
         }

@@ -31,8 +31,9 @@ pub enum AppendError {
     /// The log directory is open for reading only.
     #[error("the log directory is open for reading only")]
     ReadOnly,
-    /// The device is full. Nothing of this request was appended; appends resume when space returns.
-    #[error("the device is full: {0}")]
+    /// The device, the quota or the table of open files is full. Nothing of this request was appended; appends
+    /// resume when there is room again.
+    #[error("appends are suspended: {0}")]
     DiskFull(DiskError),
     /// Too many appends wait already for memory or for the device. Nothing was appended.
     #[error("too many appends are waiting for memory or the device; retry later")]
@@ -74,7 +75,7 @@ pub enum FetchError {
         position: u64,
     },
     /// Reading failed.
-    #[error("reading segment {base_offset} at position {position} failed: {errno}")]
+    #[error("reading segment {base_offset} at position {position} failed: {errno}{}", errno.remedy())]
     ReadFailed {
         /// Which segment.
         base_offset: Offset,

@@ -167,6 +167,8 @@ impl Disk for LinuxDisk {
         if reserved && !zero {
             return Ok(());
         }
+        // What the file holds already is not ours to overwrite.
+        let from = if reserved { from } else { from.max(Position::ZERO.plus(self.len(file)?)) };
         write_zeros(file, from, to)?;
         self.sync(file)
     }

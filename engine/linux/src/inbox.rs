@@ -59,6 +59,11 @@ pub enum RequestRefused {
 pub trait ReplySink<P: Platform>: 'static {
     /// Takes the answer to the request that was sent with `ticket`.
     fn reply(&mut self, ticket: Ticket, reply: Reply<P>);
+
+    /// Takes note of something that an operator should know, off the data path.
+    fn remark(&mut self, remark: &dyn std::fmt::Display) {
+        let _ = remark;
+    }
 }
 
 struct Shared<P: Platform> {

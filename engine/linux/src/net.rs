@@ -36,7 +36,7 @@ impl Default for ListenOptions {
 
 /// Listening failed: at what, where, and why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("cannot listen on {address}: {action}: {errno}")]
+#[error("cannot listen on {address}: {action}: {errno}{}", errno.remedy())]
 pub struct ListenError {
     /// The address asked for.
     pub address: SocketAddr,

@@ -104,6 +104,12 @@ impl<P: Platform> Fetches<P> {
         Some(FetchId { index, generation: fetch.generation })
     }
 
+    /// Whether more than half of the slots are taken.
+    pub(crate) fn are_scarce(&self) -> bool {
+        let taken = self.slots.len() - self.free.len();
+        taken > self.max as usize / 2
+    }
+
     /// The fetch, unless its slot has been freed meanwhile.
     pub(crate) fn get_mut(&mut self, id: FetchId) -> Option<&mut Fetch<P>> {
         let fetch = self.slots.get_mut(id.index as usize)?;

@@ -54,6 +54,11 @@ pub fn crc32c(bytes: &[u8]) -> u32 {
     crc_fast::crc32_iscsi(bytes)
 }
 
+/// The CRC-32 of zip files, which messages of Kafka's formats 0 and 1 carry.
+pub fn crc32_legacy(bytes: &[u8]) -> u32 {
+    crc_fast::crc32_iso_hdlc(bytes)
+}
+
 /// Copies `src` to `dst` and continues `crc` with it, block by block, so that memory is read once.
 ///
 /// # Panics
@@ -82,6 +87,7 @@ mod tests {
         assert_eq!(crc32c(&[0xff; 32]), 0x62a8_ab43);
         assert_eq!(crc32c(&(0..32).collect::<Vec<u8>>()), 0x46dd_794e);
         assert_eq!(Crc32c::new().value(), 0);
+        assert_eq!(crc32_legacy(b"123456789"), 0xcbf4_3926);
     }
 
     /// Hardware folding has different code for each length class: every split of them must agree.

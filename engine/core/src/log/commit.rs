@@ -150,15 +150,20 @@ impl<P: Platform> Partition<P> {
             }
             Err(errno) if errno.is_full() => {
                 self.in_flight = None;
-                self.note_full(now, DiskError { action: "write", path: self.name.path(), errno });
+                let error = DiskError { action: "write", path: self.name.path(), errno };
+                self.note_full(now, error, outcomes);
             }
             Err(errno) => self.fail_write(end, errno, outcomes),
             Ok(_) => self.fail_write(end, Errno::IO, outcomes),
         }
     }
 
-    /// The device is full: refuse appends, try again later.
-    pub(crate) fn note_full(&mut self, now: Now, error: DiskError) {
+    /// The device is full: refuse appends, try again later. A partition that closes does not wait for space,
+    /// which may never come: it fails, and the next start recovers it.
+    pub(crate) fn note_full(&mut self, now: Now, error: DiskError, outcomes: &mut Vec<AckOutcome>) {
+        if matches!(self.state, PartitionState::Closing) {
+            return self.fail(PartitionFailure::Disk(error), outcomes);
+        }
         self.disk_full = Some(error);
         self.retry_at = now.mono.plus_millis(FULL_RETRY_MS);
     }

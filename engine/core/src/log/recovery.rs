@@ -269,6 +269,14 @@ impl<D: Disk> Opening<'_, D> {
                     let (position, reason) = (found.end.get(), reason.clone());
                     return Err(PartitionError::Corrupt { path, position, reason });
                 }
+                Verdict::Foreign(format) => {
+                    let reason = format!(
+                        "at position {} it goes on in message format {format}; this engine reads format 2 (Kafka 0.11 \
+                         and later). Have a broker that knows it rewrite the topic",
+                        found.end
+                    );
+                    return Err(PartitionError::Unusable { path, reason });
+                }
                 Verdict::End if has_batches => report.notes.push(format!(
                     "{} was cut at {} and the segments behind it were dropped: the durability level `written` allows \
                      a power cut to take them.",

@@ -4,8 +4,10 @@
 //! trusts a length it has not compared with the file's.
 
 use crate::disk::{Disk, DiskError};
-use crate::format::batch::{BatchError, BatchHeader, CRC_START, HEADER_LEN};
-use crate::format::crc::Crc32c;
+use crate::format::batch::{
+    BATCH_LEN_MAX_STORABLE, BatchError, BatchHeader, CRC_START, HEADER_LEN, LOG_OVERHEAD,
+};
+use crate::format::crc::{Crc32c, crc32_legacy};
 use crate::format::walk::{Check, StopReason, is_zero};
 use crate::platform::DIRECT_IO_ALIGN;
 use crate::types::{ByteCount, Offset, Position};
@@ -96,6 +98,42 @@ impl<'a, D: Disk> SegmentReader<'a, D> {
     /// The header at `at`, if there is one.
     pub(crate) fn header(&mut self, at: Position) -> Result<Option<BatchHeader>, DiskError> {
         Ok(BatchHeader::peek(self.bytes(at.get(), HEADER_LEN)?).ok())
+    }
+
+    /// The format of the message at `at`, if it is whole and of another format than ours: 0 or 1, which Kafka wrote
+    /// before 0.11, with a checksum that fits, or one of later times. A torn write leaves zeros or our own bytes,
+    /// never that.
+    pub(crate) fn foreign_format(
+        &mut self,
+        at: Position,
+        next_offset: Offset,
+    ) -> Result<Option<u8>, DiskError> {
+        const MAGIC_AT: usize = 16;
+        const MESSAGE_LEN_MIN: u64 = 14;
+        let (at, end) = (at.get(), self.len);
+        let Some(start) = self.bytes(at, MAGIC_AT + 1)?.first_chunk::<{ MAGIC_AT + 1 }>().copied() else {
+            return Ok(None);
+        };
+        let field =
+            |from: usize| <[u8; 4]>::try_from(&start[from..from + 4]).expect("four bytes of seventeen");
+        let offset = i64::from_be_bytes(*start.first_chunk().expect("eight bytes of seventeen"));
+        let len = u64::from(u32::from_be_bytes(field(8)));
+        let message_end = at + LOG_OVERHEAD as u64 + len;
+        if len < MESSAGE_LEN_MIN || message_end > end || len > BATCH_LEN_MAX_STORABLE.get() {
+            return Ok(None);
+        }
+        let magic = start[MAGIC_AT];
+        let foreign = match magic {
+            0 | 1 => {
+                let mut message = vec![0; (message_end - at) as usize - MAGIC_AT];
+                let from = Position::new(at + MAGIC_AT as u64);
+                let read = self.disk.read_at(self.file, from, &mut message)?;
+                read == message.len() && crc32_legacy(&message) == u32::from_be_bytes(field(12))
+            }
+            2 => false,
+            _ => (0..=i64::from(i32::MAX)).contains(&offset.saturating_sub(next_offset.get())),
+        };
+        Ok(foreign.then_some(magic))
     }
 
     /// The batch at `at`, which may not begin before `next_offset`, or why there is none.

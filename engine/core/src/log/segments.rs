@@ -106,8 +106,8 @@ pub(crate) fn write_companions<D: Disk>(log_dir: &LogDir<D>, new: &Companions) -
 
 /// Cuts a segment to its end and makes it durable, then its companions, then moves the recovery point behind it.
 ///
-/// When the device is too full for the companions, they are left behind: the next opening builds them anew, and the
-/// recovery point stays where it is.
+/// When space or descriptors are too short for the companions, they are left behind: the next opening builds them
+/// anew. The recovery point then stays where it is, as it does when it cannot be written.
 pub(crate) fn seal<D: Disk>(
     log_dir: &LogDir<D>,
     file: &D::File,
@@ -117,7 +117,10 @@ pub(crate) fn seal<D: Disk>(
 ) -> Result<(), DiskError> {
     let whole = finish_segment(log_dir, file, end, companions)?;
     match &companions.name {
-        Some(name) if whole => log_dir.raise_recovery_point(name, next_offset),
+        Some(name) if whole => match log_dir.raise_recovery_point(name, next_offset) {
+            Err(error) if error.errno.is_shortage() => Ok(()),
+            other => other,
+        },
         _ => Ok(()),
     }
 }
@@ -152,7 +155,7 @@ fn finish_segment<D: Disk>(
     disk.sync(file)?;
     match finish_companions(log_dir, companions) {
         Ok(()) => Ok(true),
-        Err(error) if error.errno.is_full() => Ok(false),
+        Err(error) if error.errno.is_shortage() => Ok(false),
         Err(error) => Err(error),
     }
 }

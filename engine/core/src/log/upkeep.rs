@@ -90,7 +90,8 @@ impl<P: Platform> Partition<P> {
         // A reopened file ends with its last batch; from here on, extents start on whole blocks.
         let to = segment.preallocated.align_up(DIRECT_IO_ALIGN).plus(step).max(needed).min(limit);
         let zero = self.config.zero_ahead && segment.preallocated >= needed;
-        let from = segment.preallocated;
+        // After a start the last block counts as not reserved, but holds data: reserving may mean writing zeros.
+        let from = segment.preallocated.max(self.committed_end(index));
         self.segments[index].extending = true;
         self.push_step(StepKind::Extend, Some(index), Step::Extend { file, from, to, zero }, ops);
     }
@@ -260,8 +261,8 @@ impl<P: Platform> Partition<P> {
 
     /// A full device, or too few descriptors, is backpressure; everything else fails the partition.
     fn handle_disk_error(&mut self, now: Now, error: DiskError, outcomes: &mut Vec<AckOutcome>) {
-        if error.errno.is_full() || error.errno == Errno::MFILE {
-            self.note_full(now, error);
+        if error.errno.is_shortage() {
+            self.note_full(now, error, outcomes);
         } else {
             self.fail(PartitionFailure::Disk(error), outcomes);
         }

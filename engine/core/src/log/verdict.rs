@@ -7,7 +7,7 @@ use crate::disk::{Disk, DiskError};
 use crate::limits::COMMIT_LEN_MAX;
 use crate::log::Durability;
 use crate::log::found::{Ending, Found};
-use crate::log::scan::find_batch;
+use crate::log::scan::{PEEK_BLOCK_LEN, SCAN_BLOCK_LEN, SegmentReader, find_batch};
 use crate::types::Offset;
 
 /// What lies behind a segment.
@@ -30,6 +30,8 @@ pub(crate) enum Verdict {
     End,
     /// Change nothing: why.
     Corrupt(String),
+    /// Change nothing: the log goes on in this other message format.
+    Foreign(u8),
 }
 
 /// Decides about one segment that was read up to `found.end`.
@@ -50,6 +52,11 @@ pub(crate) fn judge<D: Disk>(
         // The log is whole: this is the space reserved ahead of a segment that was not sealed any more.
         return Ok(Verdict::Trim);
     }
+    let file = found.file.as_ref().expect("a segment with damage was scanned and is open");
+    let mut reader = SegmentReader::new(disk, file, PEEK_BLOCK_LEN)?;
+    if let Some(format) = reader.foreign_format(found.end, found.next_offset)? {
+        return Ok(Verdict::Foreign(format));
+    }
     if found.next_offset < recovery_point {
         return Ok(Verdict::Corrupt(format!("{damage}, below the recovery point {recovery_point}")));
     }
@@ -62,7 +69,6 @@ pub(crate) fn judge<D: Disk>(
     if behind.has_batches {
         return Ok(Verdict::Corrupt(format!("{damage}, although a later segment holds batches")));
     }
-    let file = found.file.as_ref().expect("a segment with damage was scanned and is open");
     let from = found.end.plus(COMMIT_LEN_MAX);
     let end_offset = Offset::new(found.base_offset.get().saturating_add(i64::from(i32::MAX) + 1));
     match find_batch(disk, file, from, found.next_offset, end_offset)? {
@@ -74,7 +80,7 @@ pub(crate) fn judge<D: Disk>(
 /// Bytes from `found.end` to the last byte that is not zero.
 pub(crate) fn torn_len<D: Disk>(disk: &D, found: &Found<D>) -> Result<u64, DiskError> {
     let Some(file) = &found.file else { return Ok(0) };
-    let mut reader = crate::log::scan::SegmentReader::new(disk, file, crate::log::scan::SCAN_BLOCK_LEN)?;
+    let mut reader = SegmentReader::new(disk, file, SCAN_BLOCK_LEN)?;
     let end = reader.last_nonzero(found.end)?;
     Ok(end.max(found.end).since(found.end).get())
 }

@@ -49,6 +49,8 @@ pub(crate) struct Conn<P: Platform, C> {
     pub(crate) queued: bool,
     /// No more frames are read; close when everything is answered.
     pub(crate) ending: bool,
+    /// The peer sends no more: close when every frame it has sent is answered.
+    pub(crate) peer_ended: bool,
     /// `Close` has been asked for.
     pub(crate) closed: bool,
     spare: Vec<Vec<u8>>,
@@ -68,6 +70,7 @@ impl<P: Platform, C: Default> Conn<P, C> {
             sending: false,
             queued: false,
             ending: false,
+            peer_ended: false,
             closed: false,
             spare: Vec::new(),
         }
@@ -86,6 +89,11 @@ impl<P: Platform, C> Conn<P, C> {
             buffer.clear();
             self.spare.push(buffer);
         }
+    }
+
+    /// Whether nothing is left to be answered, now or later.
+    pub(crate) fn is_done(&self) -> bool {
+        self.responses.is_empty() && (self.ending || (self.peer_ended && !self.paused))
     }
 
     /// The sequence number that the next response gets.

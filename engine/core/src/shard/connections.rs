@@ -83,7 +83,7 @@ impl<P: Platform, C> Core<P, C> {
         let Some(conn) = self.conn_mut(id) else { return };
         match &bytes {
             Ok(bytes) if bytes.as_ref().is_empty() => {
-                conn.ending = true;
+                conn.peer_ended = true;
                 self.queue_conn(id);
             }
             Ok(bytes) if conn.received.is_empty() => {
@@ -120,9 +120,9 @@ impl<P: Platform, C> Core<P, C> {
 
     /// Pauses a connection that asks faster than it is answered, and closes one whose frame is too long.
     fn check_held(&mut self, id: ConnId, ops: &mut Ops<P>) {
-        let (pipeline_max, request_len_max) = (self.limits.pipeline_max, self.limits.request_len_max);
+        let request_len_max = self.limits.request_len_max;
+        let full = !self.may_take(id);
         let Some(conn) = self.conn_mut(id) else { return };
-        let full = conn.responses.len() >= pipeline_max as usize;
         if full && !conn.paused {
             conn.paused = true;
             ops.net.push(NetOp::Pause(id));
@@ -130,6 +130,14 @@ impl<P: Platform, C> Core<P, C> {
         if !full && conn.received.len() as u64 > request_len_max.get() {
             self.close(id, ops);
         }
+    }
+
+    /// Whether a connection may have another request under way. While fetches are scarce each has one: clients
+    /// that ask much and read nothing do not keep the others from theirs.
+    fn may_take(&mut self, id: ConnId) -> bool {
+        let (pipeline_max, scarce) = (self.limits.pipeline_max as usize, self.fetches.are_scarce());
+        let Some(conn) = self.conn_mut(id) else { return false };
+        conn.responses.len() < if scarce { 1 } else { pipeline_max }
     }
 
     /// Handles whole frames at the start of `bytes`; returns how many bytes they took.
@@ -141,11 +149,10 @@ impl<P: Platform, C> Core<P, C> {
         now: Now,
         ops: &mut Ops<P>,
     ) -> usize {
-        let pipeline_max = self.limits.pipeline_max as usize;
         let mut used = 0;
         while used < bytes.len() {
             let Some(conn) = self.conn_mut(id) else { return bytes.len() };
-            if conn.ending || conn.responses.len() >= pipeline_max {
+            if conn.ending || !self.may_take(id) {
                 break;
             }
             match service.frame_len(&bytes[used..]) {
@@ -237,8 +244,7 @@ impl<P: Platform, C> Core<P, C> {
             }
             Staged::Nothing => {
                 if let Some(conn) = self.conn_mut(id)
-                    && conn.ending
-                    && conn.responses.is_empty()
+                    && conn.is_done()
                 {
                     self.close(id, ops);
                 }
@@ -401,12 +407,17 @@ impl<P: Platform, C> Core<P, C> {
         ops: &mut Ops<P>,
     ) {
         let pipeline_max = self.limits.pipeline_max as usize;
+        let may_take = self.may_take(id);
         let Some(conn) = self.conn_mut(id) else { return };
-        if conn.paused && conn.responses.len() <= pipeline_max / 2 {
+        if conn.paused && may_take && conn.responses.len() <= pipeline_max / 2 {
             conn.paused = false;
             ops.net.push(NetOp::Receive(id));
             self.handle_held(id, service, now, ops);
             self.check_held(id, ops);
+            if self.conn_mut(id).is_some_and(|conn| conn.peer_ended) {
+                // Whether that was the last of it is found out when it is its turn to send.
+                self.queue_conn(id);
+            }
         }
     }
 

@@ -202,6 +202,8 @@ impl<P: Platform, S: Service> Shard<P, S> {
         core.poll_woken(service, now, ops);
         core.poll_reads(service, now, ops);
         core.poll_sends(service, now, ops);
+        // What the transfers just sent miss must not wait for the next event.
+        core.poll_reads(service, now, ops);
         if core.memory_short {
             core.detach_idle_tails();
         }

@@ -120,7 +120,9 @@ impl UringDriver {
     fn note_unregistered(&mut self, errno: Errno) {
         let feature = Feature::FixedBuffers;
         if self.missing.iter().all(|missing| missing.feature != feature) {
-            self.missing.push(Missing { feature, reason: reason_of(errno) });
+            let missing = Missing { feature, reason: reason_of(errno) };
+            self.replies.remark(&format_args!("runs without {missing}"));
+            self.missing.push(missing);
         }
     }
 
