@@ -1,6 +1,14 @@
 //! The test suite: one binary, one module for each topic.
 
+mod bad_directory;
+mod bad_host;
+mod bad_peer;
+mod bad_segment;
+mod bad_space;
+mod crash;
 mod engine_files;
+mod fetch;
+mod fetch_changes;
 mod golden;
 mod interop;
 mod reopen;

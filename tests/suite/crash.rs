@@ -1,0 +1,180 @@
+//! A writer killed at any moment, again and again: whatever it had reported as acknowledged is there at the
+//! next start, byte for byte, at its offset.
+//!
+//! The writer is this test binary, started again; it reports every acknowledgement over a pipe before it
+//! does anything else with it. The ledger lives here, in the process that survives.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{ChildStdout, Stdio};
+
+use rohrpost_engine::format::batch::HEADER_LEN;
+use rohrpost_engine::{DriverChoice, Durability, Engine, LogConfig, Offset, Partition, WriteMode};
+use rohrpost_tests::host;
+use rohrpost_tests::log::{DRIVERS, batch, config, options, read_all};
+
+const CYCLES: u64 = 20;
+const PARTITIONS: usize = 3;
+
+/// Marks a line of the writer's report.
+const MARK: &str = "ACK";
+
+/// What the writer is told: where, on which driver, which cycle.
+const STORY: &str = "ROHRPOST_TEST_STORY";
+
+/// Batch number `number` of a cycle: both processes know what it holds. Lengths from a few bytes to several
+/// chunks, so that blocks, chunks and segments are crossed everywhere.
+fn sent(number: u64) -> bytes::Bytes {
+    let len =
+        [10, 700, 4_000, 17_000, 90_000, 300_000][(number.wrapping_mul(2_654_435_761) >> 16) as usize % 6];
+    batch(number, 1 + number as usize % 4, len + number as usize % 97)
+}
+
+/// The number of a batch: the key of its first record.
+fn number_of(bytes: &[u8]) -> u64 {
+    let mut at = HEADER_LEN;
+    while bytes[at] & 0x80 != 0 {
+        at += 1; // the record's length, a varint
+    }
+    at += 1 + 4; // and, one byte each: attributes, both deltas, the key's length
+    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+}
+
+fn configs() -> [LogConfig; PARTITIONS] {
+    let buffered = LogConfig { write_mode: WriteMode::Buffered, ..config() };
+    let written = LogConfig { durability: Durability::Written, ..config() };
+    [config(), buffered, written]
+}
+
+fn open(engine: &Engine) -> Vec<Partition> {
+    let open = |(index, config)| {
+        let name = format!("t-{index}").parse().unwrap();
+        engine.handle().open_partition_blocking(&name, config).unwrap()
+    };
+    configs().into_iter().enumerate().map(open).collect()
+}
+
+/// What one partition has acknowledged: base offset and number of batch.
+type Acked = Vec<(i64, u64)>;
+
+#[test]
+fn what_a_killed_writer_had_acknowledged_is_there() {
+    const NAME: &str = "crash::what_a_killed_writer_had_acknowledged_is_there";
+    if host::is_child(NAME) {
+        return write_until_killed();
+    }
+    for driver in DRIVERS {
+        let dir = tempfile::tempdir().unwrap();
+        let mut acked: [Acked; PARTITIONS] = Default::default();
+        let mut sent_end = 0;
+        for cycle in 0..CYCLES {
+            let story = format!("{driver:?} {cycle} {sent_end} {}", dir.path().display());
+            let mut command = host::child_command(NAME, &[]);
+            let mut child =
+                command.env(STORY, &story).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+            let lines = BufReader::new(child.stdout.take().unwrap());
+            // Killed after so many acknowledgements: at the start, while segments roll, and later.
+            let count = 1 + (cycle * 37) % 150;
+            let end = collect(lines, &mut acked, count, || child.kill().unwrap());
+            child.wait().unwrap();
+            sent_end = sent_end.max(end) + 1_000;
+            check(dir.path(), driver, &acked, sent_end, cycle);
+        }
+        assert!(acked.iter().all(|acked| acked.len() > 100), "{driver:?}: a test of something");
+    }
+}
+
+/// Reads the writer's report; kills it after `count` lines and takes what else had got into the pipe.
+fn collect(
+    lines: BufReader<ChildStdout>,
+    acked: &mut [Acked; PARTITIONS],
+    count: u64,
+    kill: impl FnOnce(),
+) -> u64 {
+    let (mut kill, mut seen, mut end) = (Some(kill), 0, 0);
+    for line in lines.lines() {
+        let line = line.unwrap();
+        let mut words = line.split(' ');
+        // A line that the kill has cut short has no end mark: it may be any number's beginning.
+        if words.next() != Some(MARK) || !line.ends_with(" .") {
+            continue;
+        }
+        let mut next = || words.next().unwrap().parse::<i64>().unwrap();
+        let (partition, base_offset, number) = (next() as usize, next(), next() as u64);
+        acked[partition].push((base_offset, number));
+        end = end.max(number + 1);
+        seen += 1;
+        if seen == count
+            && let Some(kill) = kill.take()
+        {
+            kill();
+        }
+    }
+    assert!(seen >= count, "the writer ended by itself after {seen} acknowledgements");
+    end
+}
+
+fn check(root: &Path, driver: DriverChoice, acked: &[Acked; PARTITIONS], sent_end: u64, cycle: u64) {
+    let engine = Engine::start(options(root, driver)).unwrap();
+    for (index, partition) in open(&engine).iter().enumerate() {
+        let story = format!("{driver:?} cycle {cycle} partition {index}");
+        let stored = read_all(partition, Offset::ZERO);
+        let mut next = Offset::ZERO;
+        for batch in &stored {
+            assert_eq!(batch.base_offset, next, "{story}: offsets are dense");
+            next = batch.next_offset;
+        }
+        for (base_offset, number) in &acked[index] {
+            let at = stored.binary_search_by_key(base_offset, |batch| batch.base_offset.get());
+            let at = at.unwrap_or_else(|_| panic!("{story}: acknowledged {base_offset} is lost"));
+            assert!(stored[at].is(&sent(*number)), "{story}: {base_offset} is not what was acknowledged");
+        }
+        // Nothing is served that was not sent, twice, or out of order: acknowledged or not.
+        let mut before = None;
+        for batch in &stored {
+            let number = number_of(&batch.bytes);
+            assert!(before < Some(number) && number < sent_end, "{story}: {number} after {before:?}");
+            before = Some(number);
+        }
+        let known: BTreeSet<_> = acked[index].iter().map(|(base_offset, _)| *base_offset).collect();
+        for batch in stored.iter().filter(|batch| !known.contains(&batch.base_offset.get())) {
+            let number = number_of(&batch.bytes);
+            assert!(batch.is(&sent(number)), "{story}: {number} is not what was sent");
+        }
+    }
+    // Every other stop is clean, so that both kinds of start are met.
+    if cycle % 2 == 0 { drop(engine) } else { engine.shutdown().map(drop).unwrap() }
+}
+
+/// The child: appends to every partition, eight batches in flight each, and reports.
+fn write_until_killed() {
+    let story = std::env::var(STORY).unwrap();
+    let mut words = story.splitn(4, ' ');
+    let mut next = || words.next().unwrap();
+    let driver = if next() == "Poll" { DriverChoice::Poll } else { DriverChoice::Uring };
+    let (_cycle, first, root) = (next(), next().parse::<u64>().unwrap(), next());
+    let engine = Engine::start(options(Path::new(root), driver)).unwrap();
+    let partitions = open(&engine);
+    let mut out = std::io::stdout();
+    // The harness has begun a line of its own.
+    out.write_all(b"\n").unwrap();
+    let mut number = first;
+    let mut waiting: Vec<std::collections::VecDeque<_>> =
+        (0..PARTITIONS).map(|_| Default::default()).collect();
+    loop {
+        for (index, partition) in partitions.iter().enumerate() {
+            if waiting[index].len() >= 8
+                && let Some((pending, number)) = waiting[index].pop_front()
+            {
+                let pending: rohrpost_engine::Pending<rohrpost_engine::AppendResult<_>> = pending;
+                let appended: rohrpost_engine::Appended = pending.wait().unwrap();
+                let line = format!("{MARK} {index} {} {number} .\n", appended.base_offset.get());
+                out.write_all(line.as_bytes()).unwrap();
+                out.flush().unwrap();
+            }
+            waiting[index].push_back((partition.append(sent(number)), number));
+            number += 1;
+        }
+    }
+}
