@@ -232,13 +232,16 @@ impl World {
         }
         let mut actions = self.prng.range(0, self.settings.actions_max);
         let width = self.prng.magnitude(1, 32) as usize;
+        let mut limit = Limit::new(life);
         while actions > 0 {
             self.make_ready(life)?;
             if self.workload.outstanding.len() < width && self.prng.one_in(2) {
                 actions -= 1;
                 self.act(life);
+                limit = Limit::new(life);
             } else {
                 self.turn(life)?;
+                limit.check(life, &self.workload);
             }
         }
         if by_force && self.prng.one_in(2) {

@@ -4,12 +4,14 @@
 use std::ops::Range;
 use std::process::ExitCode;
 
-use rohrpost_engine_sim::run::{add, keep_panics_quiet, run_seed};
+use rohrpost_engine_sim::fault::Lie;
+use rohrpost_engine_sim::run::{add, keep_panics_quiet, run_seed, run_seed_with_lie};
 use rohrpost_engine_sim::world::Outcome;
 
 const USAGE: &str =
     "usage: cargo sim -- SEED [--lines N]      run one seed, print the last N lines of its trace
-       cargo sim -- --seeds A..B [--keep-going]   run a range of seeds";
+       cargo sim -- --seeds A..B [--keep-going]   run a range of seeds
+       cargo sim -- --lies                        let the machine lie until a seed notices";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -18,6 +20,7 @@ fn main() -> ExitCode {
     match words[..] {
         ["--seeds", range] => with(parse_range(range), |seeds| many(seeds, false)),
         ["--seeds", range, "--keep-going"] => with(parse_range(range), |seeds| many(seeds, true)),
+        ["--lies"] => lies(),
         [seed] => with(seed.parse().ok(), |seed| one(seed, 200)),
         [seed, "--lines", lines] => {
             with(seed.parse().ok().zip(lines.parse().ok()), |(seed, lines)| one(seed, lines))
@@ -54,6 +57,21 @@ fn one(seed: u64, lines: usize) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Every lie of the machine, until a seed notices it.
+fn lies() -> ExitCode {
+    let mut unnoticed = 0;
+    for lie in Lie::ALL {
+        match (0..200).find_map(|seed| run_seed_with_lie(seed, *lie).err()) {
+            Some(failure) => println!("{lie:?}: {failure}\n"),
+            None => {
+                println!("{lie:?}: NOT NOTICED\n");
+                unnoticed += 1;
+            }
+        }
+    }
+    if unnoticed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Many seeds.
