@@ -114,10 +114,11 @@ impl<P: Platform> Memory<P> {
         valid_from: Position,
         end: Position,
     ) {
-        let (from, to) = (valid_from.since(position).as_usize(), end.since(position).as_usize());
-        if from >= to {
+        // A chunk taken for an append that came to nothing may lie wholly behind its segment's end.
+        if end <= valid_from {
             return;
         }
+        let (from, to) = (valid_from.since(position).as_usize(), end.since(position).as_usize());
         if chunk.frozen() < to {
             chunk.freeze(to);
         }

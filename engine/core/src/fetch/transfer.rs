@@ -136,12 +136,12 @@ impl<P: Platform> Fetches<P> {
         self.free.push(id.index);
     }
 
-    /// Ids of every fetch that is under way; for shutdown and deletion, not for every turn.
+    /// Ids of every fetch that is under way and not cancelled; for shutdown and deletion, not for every turn.
     pub(crate) fn ids(&self) -> impl Iterator<Item = (FetchId, &Fetch<P>)> {
         self.slots
             .iter()
             .enumerate()
-            .filter(|(_, fetch)| !matches!(fetch.state, FetchState::Free))
+            .filter(|(_, fetch)| !matches!(fetch.state, FetchState::Free | FetchState::Cancelled))
             .map(|(index, fetch)| (FetchId { index: index as u32, generation: fetch.generation }, fetch))
     }
 }
