@@ -191,6 +191,7 @@ impl Workload {
                 request.wait_ms_max = self.prng.magnitude(1, 5_000) as u32;
                 self.fetch(partition, request, now, false)
             }
+            4 if self.prng.one_in(3) => return self.cancel(),
             4 => (self.ask(partition, Asked::Watermarks), Request::Watermarks(id)),
             5 => self.delete_records(partition),
             _ => {
@@ -237,6 +238,15 @@ impl Workload {
     fn fetch(&mut self, partition: usize, request: FetchRequest, now: Now, scan: bool) -> (Ticket, Request) {
         let known = self.oracles[partition].marks();
         (self.ask(partition, Asked::Fetch { request, at: now, known, scan }), Request::Fetch(request))
+    }
+
+    /// Cancels a fetch, which may have been answered meanwhile. The cancellation itself gets no answer.
+    fn cancel(&self) -> Option<(Ticket, Request)> {
+        let fetch = |(ticket, (_, asked)): (&u64, &(usize, Asked))| {
+            matches!(asked, Asked::Fetch { scan: false, .. }).then_some(Ticket(*ticket))
+        };
+        let fetch = self.outstanding.iter().find_map(fetch)?;
+        Some((fetch, Request::CancelFetch(fetch)))
     }
 
     fn delete_records(&mut self, partition: usize) -> (Ticket, Request) {
