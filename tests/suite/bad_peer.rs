@@ -2,9 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr};
-use std::time::Duration;
 
-use rohrpost_engine::{DriverChoice, Engine, Offset, Partition};
+use rohrpost_engine::{DriverChoice, Engine, Offset, Partition, ShardStats};
 use rohrpost_tests::host;
 use rohrpost_tests::log::{DRIVERS, Ledger, batch, config, options, split};
 use rohrpost_tests::service::{Client, Fetch, OK, OUT_OF_RANGE, REFUSED, REQUEST_LEN, Wire};
@@ -37,9 +36,9 @@ impl Server {
         Client::connect(self.engine.local_addr().unwrap())
     }
 
-    fn end(self) {
+    fn end(self) -> ShardStats {
         self.ledger.check(&self.partition);
-        self.engine.shutdown().unwrap();
+        self.engine.shutdown().unwrap()[0].stats
     }
 }
 
@@ -192,24 +191,9 @@ fn clients_that_never_read_cost_the_others_nothing() {
     }
     for driver in DRIVERS {
         let server = Server::start(driver, 180, 500_000);
-        let id = server.partition.id();
         let before = resident_kib();
-        let mut deaf: Vec<_> = (0..50).map(|_| server.client()).collect();
-        for (at, client) in deaf.iter_mut().enumerate() {
-            client.socket().set_write_timeout(Some(Duration::from_millis(200))).unwrap();
-            for i in 0..60 {
-                client.send_fetch(id, Fetch::new(Offset::new((at as i64 * 7 + i) % 300), 1 << 20));
-            }
-        }
-        let mut good = server.client();
-        let mut next = Offset::ZERO;
-        while next < Offset::new(360) {
-            let told = good.fetch(id, Fetch::new(next, 1 << 20));
-            assert_eq!(told.status, OK, "{driver:?}");
-            next = split(&told.body, next).last().expect("a first batch is whole").next_offset;
-        }
-        let sent = batch(9_999, 1, 1_000);
-        assert_eq!(good.append(id, &sent).status, OK);
+        let mut deaf = deaf_clients(&server, 50);
+        read_and_append(&server);
         let grown = resident_kib().saturating_sub(before);
         // The arena is 64 MiB, some of it touched before; 50 connections hold less than 1 MiB each.
         assert!(grown < 140 << 10, "{driver:?}: {grown} KiB more for 3 GiB that nobody reads");
@@ -218,9 +202,49 @@ fn clients_that_never_read_cost_the_others_nothing() {
         assert_eq!((told.status, told.tag), (OK, 1));
         assert!(split(&told.body, Offset::ZERO)[0].base_offset == Offset::ZERO);
         drop(deaf);
-        good.ping();
-        server.end();
+        server.client().ping();
+        let stats = server.end();
+        assert_eq!(stats.connections_stalled, 0, "{driver:?}: there was memory for everybody");
     }
+}
+
+/// As many as there may be, so that what is on its way to them takes all of the arena: those that hold it up
+/// are closed, the others get theirs.
+#[test]
+fn clients_that_hold_all_memory_and_never_read_are_closed() {
+    for driver in DRIVERS {
+        let server = Server::start(driver, 180, 500_000);
+        let deaf = deaf_clients(&server, 250);
+        read_and_append(&server);
+        drop(deaf);
+        server.client().ping();
+        let stats = server.end();
+        assert!(stats.connections_stalled > 0, "{driver:?}: {stats:?}");
+    }
+}
+
+/// Clients that ask, all over the log, and do not listen.
+fn deaf_clients(server: &Server, count: usize) -> Vec<Client> {
+    let mut deaf: Vec<_> = (0..count).map(|_| server.client()).collect();
+    for (at, client) in deaf.iter_mut().enumerate() {
+        for i in 0..60 {
+            let offset = Offset::new((at as i64 * 7 + i) % 300);
+            client.send_fetch(server.partition.id(), Fetch::new(offset, 1 << 20));
+        }
+    }
+    deaf
+}
+
+/// One more client reads the whole log and appends to it.
+fn read_and_append(server: &Server) {
+    let mut good = server.client();
+    let mut next = Offset::ZERO;
+    while next < Offset::new(360) {
+        let told = good.fetch(server.partition.id(), Fetch::new(next, 1 << 20));
+        assert_eq!(told.status, OK);
+        next = split(&told.body, next).last().expect("a first batch is whole").next_offset;
+    }
+    assert_eq!(good.append(server.partition.id(), &batch(9_999, 1, 1_000)).status, OK);
 }
 
 fn resident_kib() -> u64 {

@@ -22,6 +22,10 @@ pub const FETCH_LEN_MAX: ByteCount = ByteCount::mib(55);
 /// Pieces of log a transfer holds at a time, read ahead or waiting for the socket.
 pub const TRANSFER_WINDOW: usize = 6;
 
+/// While memory is short, a connection whose peer takes nothing for so long is closed: what is on its way to it
+/// occupies memory that the others need. Milliseconds.
+pub const STALL_MS_MAX: u64 = 5_000;
+
 const _: () = assert!(BATCH_LEN_MAX_DEFAULT.get() <= BATCH_LEN_MAX_MAX.get());
 const _: () = assert!(COMMIT_LEN_MAX.get() >= 2 * CHUNK_LEN_MAX.get());
 

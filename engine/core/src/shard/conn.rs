@@ -10,6 +10,7 @@ use arrayvec::ArrayVec;
 use crate::fetch::transfer::FetchId;
 use crate::ops::{ConnId, SEND_PARTS_MAX, Send, SendPart};
 use crate::platform::Platform;
+use crate::types::Nanos;
 
 /// Header buffers kept for reuse, per connection.
 const SPARE_BUFFERS_MAX: usize = 16;
@@ -43,8 +44,10 @@ pub(crate) struct Conn<P: Platform, C> {
     pub(crate) first_sequence: u64,
     outgoing: ArrayVec<SendPart<P>, SEND_PARTS_MAX>,
     skip: usize,
-    /// A transfer is outstanding.
+    /// A transfer is outstanding: the peer has taken nothing of it.
     pub(crate) sending: bool,
+    /// Since when, if one is.
+    pub(crate) sending_since: Nanos,
     /// It stands in the list of connections that may send.
     pub(crate) queued: bool,
     /// No more frames are read; close when everything is answered.
@@ -68,6 +71,7 @@ impl<P: Platform, C: Default> Conn<P, C> {
             outgoing: ArrayVec::new(),
             skip: 0,
             sending: false,
+            sending_since: Nanos::ZERO,
             queued: false,
             ending: false,
             peer_ended: false,

@@ -230,6 +230,9 @@ impl<P: Platform, C> Core<P, C> {
             if !conn.sending {
                 let sent = self.send_some(id, ops);
                 budget = budget.saturating_sub(sent);
+                if let Some(conn) = self.conn_mut(id) {
+                    conn.sending_since = now.mono;
+                }
             }
             self.resume(id, service, now, ops);
         }
@@ -418,32 +421,6 @@ impl<P: Platform, C> Core<P, C> {
                 // Whether that was the last of it is found out when it is its turn to send.
                 self.queue_conn(id);
             }
-        }
-    }
-
-    /// Closes a connection at once; what it had under way ends unheard.
-    pub(super) fn close(&mut self, id: ConnId, ops: &mut Ops<P>) {
-        let Some(conn) = self.conn_mut(id) else { return };
-        conn.closed = true;
-        conn.received.clear();
-        let mut responses = std::mem::take(&mut conn.responses);
-        for response in responses.drain(..) {
-            let ready = match response.state {
-                AnswerState::Ready(fetch) => fetch,
-                AnswerState::Waiting => None,
-            };
-            if let Some(fetch) = ready.or(response.fetch) {
-                self.fetches.end(fetch);
-            }
-        }
-        ops.net.push(NetOp::Close(id));
-    }
-
-    pub(super) fn handle_closed<S: Service<Connection = C>>(&mut self, id: ConnId, service: &mut S) {
-        let Some(slot) = self.conns.get_mut(id.slot as usize) else { return };
-        if slot.as_ref().is_some_and(|conn| conn.id == id) {
-            *slot = None;
-            service.handle_closed(id);
         }
     }
 }

@@ -7,6 +7,7 @@
 //! [`crate::limits::TURN_SEND_BYTES`]. Does not do I/O, does not read the clock.
 
 mod appends;
+mod closing;
 mod conn;
 mod connections;
 mod fetches;
@@ -59,6 +60,8 @@ pub struct ShardStats {
     pub shared_reads: u64,
     /// Times an append had to wait for memory or for its last block.
     pub appends_delayed: u64,
+    /// Connections closed because their peers took nothing while memory was short.
+    pub connections_stalled: u64,
 }
 
 /// The parts of a shard that the service's callbacks must not see.
@@ -206,6 +209,7 @@ impl<P: Platform, S: Service> Shard<P, S> {
         core.poll_reads(service, now, ops);
         if core.memory_short {
             core.detach_idle_tails();
+            core.close_stalled(now, ops);
         }
         core.poll_stop(ops);
     }
