@@ -1,8 +1,8 @@
 //! The simulator, as every CI run uses it: enough crash points, equal seeds, and a machine that lies.
 
 use rohrpost_engine_sim::fault::Lie;
-use rohrpost_engine_sim::run::{add, run_seed, run_seed_with_lie};
-use rohrpost_engine_sim::world::Outcome;
+use rohrpost_engine_sim::outcome::Outcome;
+use rohrpost_engine_sim::run::{run_seed, run_seed_with_lie};
 
 /// Crash points of a CI run. A cut counts only when something was unsynced or an append unacknowledged.
 const CRASH_POINTS_MIN: u64 = 10_000;
@@ -17,7 +17,7 @@ fn run_share(share: u64, crash_points: u64) -> Outcome {
     let mut sum = Outcome::default();
     for seed in (share..SEEDS_MAX).step_by(THREADS as usize) {
         match run_seed(seed, false) {
-            Ok(outcome) => add(&mut sum, &outcome),
+            Ok(outcome) => sum.add(&outcome),
             Err(failure) => panic!("{failure}"),
         }
         if sum.crash_points >= crash_points {
@@ -37,10 +37,11 @@ fn nothing_acknowledged_is_lost_at_any_crash_point() {
         runs.into_iter().map(|run| run.join().expect("a seed failed, see above")).collect()
     });
     let mut sum = Outcome::default();
-    shares.iter().for_each(|share| add(&mut sum, share));
-    println!("{sum:?}");
+    shares.iter().for_each(|share| sum.add(share));
+    println!("{}{sum:?}", sum.coverage);
     assert!(sum.crash_points >= CRASH_POINTS_MIN, "{SEEDS_MAX} seeds brought {sum:?}");
     assert!(sum.cut_in_recovery >= CRASH_POINTS_MIN / 10, "too few ends within a recovery: {sum:?}");
+    assert!(sum.coverage.missing().is_empty(), "never happened: {:?}", sum.coverage.missing());
     assert!(sum.acked > sum.crash_points, "too little was at stake: {sum:?}");
 }
 

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use rohrpost_engine_core::message::{Reply, Request, Ticket};
 use rohrpost_engine_core::ops::{ConnId, Now};
 
+use crate::coverage::Happening;
 use crate::driver::SimDriver;
 use crate::oracle::Oracle;
 use crate::prng::Prng;
@@ -124,6 +125,7 @@ impl Clients {
             let shrinks = workload.oracles.iter().any(Oracle::may_shrink);
             let expected = client.closing || workload.faulty || workload.stopping || shrinks;
             assert!(expected, "{conn:?} was closed by the engine: {:?}", client.asked);
+            workload.note(Happening::ConnectionBroken);
             for tag in client.asked {
                 workload.forget(Ticket(tag));
                 let _ = service.take_served(tag);

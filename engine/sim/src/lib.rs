@@ -5,14 +5,17 @@
 //!
 //! Reading path: [`storage`] (what a disk is), [`memory`], [`disk`], [`driver`], then [`world`].
 
+mod answers;
 pub mod batches;
 mod clients;
+pub mod coverage;
 pub mod disk;
 pub mod driver;
 pub mod fault;
 pub mod memory;
 pub mod net;
 pub mod oracle;
+pub mod outcome;
 pub mod platform;
 pub mod prng;
 pub mod run;

@@ -4,7 +4,8 @@ use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::fault::Lie;
-use crate::world::{Outcome, World};
+use crate::outcome::Outcome;
+use crate::world::World;
 
 thread_local! {
     /// Where the last panic of this thread was, if [`keep_panics_quiet`] was called.
@@ -56,16 +57,4 @@ pub fn keep_panics_quiet() {
         let place = info.location().map_or_else(String::new, |location| format!("{location}: "));
         LAST_PANIC.with_borrow_mut(|last| *last = place);
     }));
-}
-
-/// Adds up what several seeds have seen. The hash is that of all hashes in order.
-pub fn add(sum: &mut Outcome, one: &Outcome) {
-    sum.trace_hash = sum.trace_hash.rotate_left(7) ^ one.trace_hash;
-    sum.crash_points += one.crash_points;
-    sum.lives += one.lives;
-    sum.cut_in_recovery += one.cut_in_recovery;
-    sum.acked += one.acked;
-    sum.served_len += one.served_len;
-    sum.sent_len += one.sent_len;
-    sum.disk_ops += one.disk_ops;
 }

@@ -56,8 +56,8 @@ pub struct Settings {
     pub faults: Faults,
     /// One life in so many has faults; 0 for none.
     pub faulty_life_one_in: u64,
-    /// Bytes the disk holds when space is short; 0 if it never is.
-    pub capacity_short: u64,
+    /// In one life of so many the disk is nearly full; 0 for none.
+    pub short_life_one_in: u64,
     /// Lives that end by force before the last, orderly one.
     pub lives: u64,
     /// Latest operation at which a life ends by force.
@@ -95,7 +95,7 @@ impl Settings {
             delays,
             faults: draw_faults(prng),
             faulty_life_one_in: *prng.pick(&[0, 0, 1, 2, 4]),
-            capacity_short: if prng.one_in(6) { prng.range(200 << 10, 3 << 20) } else { 0 },
+            short_life_one_in: *prng.pick(&[0, 0, 0, 1, 3]),
             lives: prng.range(3, 8),
             end_ops_max: *prng.pick(&[40, 120, 400, 1200]),
             actions_max: *prng.pick(&[10, 40, 120, 300]),

@@ -14,10 +14,12 @@ use rohrpost_engine_core::shard::Shard;
 use rohrpost_engine_core::types::{Nanos, Timestamp};
 
 use crate::clients::Clients;
+use crate::coverage::Happening;
 use crate::disk::SimDisk;
 use crate::driver::{Ended, SimDriver};
 use crate::fault::{Delays, Faults, Lie};
 use crate::memory::SimArena;
+use crate::outcome::Outcome;
 use crate::platform::SimPlatform;
 use crate::prng::Prng;
 use crate::service::SimService;
@@ -32,32 +34,14 @@ const CAPACITY: u64 = 1 << 40;
 /// Turns within which everything outstanding must be answered once the disk is healthy.
 const TURNS_MAX: u64 = 20_000;
 
+/// Turns after which an ailing disk is healed, so that partitions can be opened at all.
+const TRIES: u64 = 400;
+
 /// Virtual time within which the same must happen, nanoseconds.
 const PATIENCE_NS: u64 = 300_000_000_000;
 
 /// When the world begins: 14 November 2023.
 const WALL_START: i64 = 1_700_000_000_000;
-
-/// What a run has seen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Outcome {
-    /// Hash of everything that happened.
-    pub trace_hash: u64,
-    /// Ends by force while something was not durable, in flight or not acknowledged.
-    pub crash_points: u64,
-    /// Lives, the last orderly ones included.
-    pub lives: u64,
-    /// Ends by force before every partition had been opened and read.
-    pub cut_in_recovery: u64,
-    /// Appends acknowledged.
-    pub acked: u64,
-    /// Bytes served and compared.
-    pub served_len: u64,
-    /// Of these, bytes that came over connections.
-    pub sent_len: u64,
-    /// File operations.
-    pub disk_ops: u64,
-}
 
 /// One run.
 pub struct World {
@@ -126,6 +110,7 @@ impl World {
         self.live(false);
         let storage = self.disk.storage();
         self.outcome.trace_hash = storage.trace.hash();
+        self.outcome.coverage = storage.coverage;
         self.outcome.acked = self.workload.acked;
         self.outcome.served_len = self.workload.served_len;
         self.outcome.sent_len = self.workload.sent_len;
@@ -150,6 +135,9 @@ impl World {
             let unacked = self.workload.oracles.iter().any(crate::oracle::Oracle::has_open);
             self.outcome.crash_points += u64::from(at_stake || unacked);
             self.outcome.cut_in_recovery += u64::from(!ready);
+            if !ready {
+                self.workload.note(Happening::EndedInRecovery);
+            }
         }
         self.outcome.disk_ops += self.disk.storage().ops();
         self.workload.handle_end(end);
@@ -159,7 +147,7 @@ impl World {
     /// Health, space and the planned end of the life to come.
     fn prepare_disk(&mut self, by_force: bool) {
         let faults = by_force && self.prng.one_in(self.settings.faulty_life_one_in);
-        let short = by_force && self.settings.capacity_short > 0;
+        let short = by_force && self.prng.one_in(self.settings.short_life_one_in);
         let kill = self.prng.chance(self.settings.kill);
         let end = if kill { End::Kill } else { End::PowerCut };
         let early = self.prng.one_in(3);
@@ -167,7 +155,9 @@ impl World {
         self.end_when_ready = (by_force && !early).then_some((at, end));
         let mut storage = self.disk.storage();
         storage.faults = if faults { self.settings.faults } else { Faults::NONE };
-        storage.set_capacity(if short { self.settings.capacity_short } else { CAPACITY });
+        // Not much more than what is there already.
+        let room = storage.used() + (4096 << self.prng.below(8));
+        storage.set_capacity(if short { room } else { CAPACITY });
         if by_force && early {
             storage.end_in(at, end);
         }
@@ -258,7 +248,7 @@ impl World {
                 self.send(life, ticket, request);
             }
             self.turn(life)?;
-            if limit.is_half(life) && !self.healed {
+            if limit.is_tried(life) && !self.healed {
                 self.heal_in(life);
             }
             limit.check(life, &self.workload);
@@ -326,6 +316,7 @@ impl World {
         let clean = stopped && marker == Ok(true);
         if clean {
             self.workload.handle_stopped();
+            self.workload.note(Happening::StoppedInOrder);
         }
         self.disk.storage().end_now(End::PowerCut);
         Ok(clean)
@@ -383,8 +374,10 @@ impl Limit {
         Self { turns: life.turns + TURNS_MAX, until: life.driver.now().mono.get() + PATIENCE_NS }
     }
 
-    fn is_half(&self, life: &Life) -> bool {
-        life.turns + TURNS_MAX / 2 > self.turns || life.driver.now().mono.get() + PATIENCE_NS / 2 > self.until
+    /// Whether there has been enough of trying on a disk that is not healthy.
+    fn is_tried(&self, life: &Life) -> bool {
+        life.turns + TURNS_MAX - TRIES > self.turns
+            || life.driver.now().mono.get() + PATIENCE_NS / 2 > self.until
     }
 
     fn check(&mut self, life: &Life, workload: &Workload) {

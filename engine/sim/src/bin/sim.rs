@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::process::ExitCode;
 
 use rohrpost_engine_sim::fault::Lie;
-use rohrpost_engine_sim::run::{add, keep_panics_quiet, run_seed, run_seed_with_lie};
-use rohrpost_engine_sim::world::Outcome;
+use rohrpost_engine_sim::outcome::Outcome;
+use rohrpost_engine_sim::run::{keep_panics_quiet, run_seed, run_seed_with_lie};
 
 const USAGE: &str =
     "usage: cargo sim -- SEED [--lines N]      run one seed, print the last N lines of its trace
@@ -80,7 +80,7 @@ fn many(seeds: Range<u64>, keep_going: bool) -> ExitCode {
     let mut failed = 0;
     for seed in seeds.clone() {
         match run_seed(seed, false) {
-            Ok(outcome) => add(&mut sum, &outcome),
+            Ok(outcome) => sum.add(&outcome),
             Err(failure) => {
                 println!("{failure}\n");
                 failed += 1;
@@ -90,6 +90,16 @@ fn many(seeds: Range<u64>, keep_going: bool) -> ExitCode {
             }
         }
     }
-    println!("seeds {seeds:?}: {failed} failed; {sum:?}");
+    println!("{}", sum.coverage);
+    println!(
+        "seeds {seeds:?}: {failed} failed; {} crash points, {} of them in recovery; {} appends acknowledged, {} bytes served, {} over connections; {} file operations; hash {:#018x}",
+        sum.crash_points,
+        sum.cut_in_recovery,
+        sum.acked,
+        sum.served_len,
+        sum.sent_len,
+        sum.disk_ops,
+        sum.trace_hash
+    );
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -6,23 +6,12 @@ use rohrpost_engine_core::disk::{Caching, DirEntry, Errno, Lock, OpenMode};
 use rohrpost_engine_core::platform::DIRECT_IO_ALIGN;
 use rohrpost_engine_core::types::Timestamp;
 
-use super::{Description, Fate, InFlight, Inode, Lie, OpKind, Pending, Planes, SECTOR_LEN, Storage};
+use super::{
+    Description, Fate, Happening, InFlight, Inode, Lie, OpKind, Pending, Planes, SECTOR_LEN, Storage,
+};
 use super::{is_io_lock, overlay, sectors};
 
 impl Storage {
-    pub(crate) fn create_dir(&mut self, path: &Path) -> Result<(), Errno> {
-        self.run(OpKind::Entry, |disk| {
-            let (parent, name) = disk.resolve_parent(path)?;
-            if disk.names.lookup(parent, name).is_some() {
-                return Err(Errno::EXIST);
-            }
-            let inode = disk.inode_new();
-            disk.names.add_directory(inode);
-            disk.names.change(&mut disk.seq, vec![(parent, name.to_owned(), Some(inode))]);
-            Ok(())
-        })
-    }
-
     pub(crate) fn list(&mut self, path: &Path) -> Result<Vec<DirEntry>, Errno> {
         self.run(OpKind::Lookup, |disk| {
             let inode = disk.resolve(path)?;
@@ -112,6 +101,7 @@ impl Storage {
             let position = if astray { position + DIRECT_IO_ALIGN } else { position };
             let count = disk.read_now(of, position, buf);
             if count > SECTOR_LEN && disk.prng.chance(disk.faults.read_short) {
+                disk.coverage.note(Happening::ReadShort);
                 return Ok(SECTOR_LEN * disk.prng.range(1, (count / SECTOR_LEN) as u64) as usize);
             }
             Ok(count)
@@ -203,6 +193,7 @@ impl Storage {
             }
         }
         if len > SECTOR_LEN && self.prng.chance(self.faults.write_short) {
+            self.coverage.note(Happening::WriteShort);
             len = SECTOR_LEN * self.prng.range(1, ((len - 1) / SECTOR_LEN) as u64) as usize;
         }
         self.apply(&write, len);
@@ -290,57 +281,6 @@ impl Storage {
         })
     }
 
-    pub(crate) fn sync_dir(&mut self, path: &Path) -> Result<(), Errno> {
-        self.run(OpKind::Sync, |disk| {
-            let inode = disk.resolve(path)?;
-            if disk.lie != Some(Lie::SyncDirectory) {
-                disk.names.sync(inode);
-            }
-            Ok(())
-        })
-    }
-
-    pub(crate) fn rename(&mut self, from: &Path, to: &Path) -> Result<(), Errno> {
-        self.run(OpKind::Entry, |disk| {
-            let (from_dir, from_name) = disk.resolve_parent(from)?;
-            let (to_dir, to_name) = disk.resolve_parent(to)?;
-            let inode = disk.names.lookup(from_dir, from_name).ok_or(Errno::NOENT)?;
-            if let Some(replaced) = disk.names.lookup(to_dir, to_name)
-                && disk.names.list(replaced).is_some_and(|entries| !entries.is_empty())
-            {
-                return Err(Errno::EXIST);
-            }
-            let edits =
-                vec![(from_dir, from_name.to_owned(), None), (to_dir, to_name.to_owned(), Some(inode))];
-            disk.names.change(&mut disk.seq, edits);
-            Ok(())
-        })
-    }
-
-    pub(crate) fn unlink(&mut self, path: &Path) -> Result<(), Errno> {
-        self.run(OpKind::Entry, |disk| {
-            let (parent, name) = disk.resolve_parent(path)?;
-            let inode = disk.names.lookup(parent, name).ok_or(Errno::NOENT)?;
-            if disk.names.is_directory(inode) {
-                return Err(Errno::INVAL);
-            }
-            disk.names.change(&mut disk.seq, vec![(parent, name.to_owned(), None)]);
-            Ok(())
-        })
-    }
-
-    pub(crate) fn remove_dir(&mut self, path: &Path) -> Result<(), Errno> {
-        self.run(OpKind::Entry, |disk| {
-            let (parent, name) = disk.resolve_parent(path)?;
-            let inode = disk.names.lookup(parent, name).ok_or(Errno::NOENT)?;
-            if disk.names.list(inode).is_none_or(|entries| !entries.is_empty()) {
-                return Err(Errno::EXIST);
-            }
-            disk.names.change(&mut disk.seq, vec![(parent, name.to_owned(), None)]);
-            Ok(())
-        })
-    }
-
     pub(crate) fn modified(&mut self, path: &Path) -> Result<Timestamp, Errno> {
         self.run(OpKind::Lookup, |disk| {
             let inode = disk.resolve(path)?;
@@ -351,6 +291,7 @@ impl Storage {
     /// The page cache drops every clean page.
     pub fn drop_caches(&mut self) {
         self.trace.note("drop-caches", &[]);
+        self.coverage.note(Happening::CachesDropped);
         for file in self.files.values_mut() {
             file.drop_cache();
         }

@@ -6,6 +6,8 @@
 //! direct transfer or uses a file of an earlier life has a bug, and the storage panics with its name.
 
 mod api;
+mod entries;
+mod landing;
 mod names;
 mod planes;
 mod survival;
@@ -23,14 +25,12 @@ pub use names::Inode;
 pub use planes::SECTOR_LEN;
 pub use survival::Survival;
 
+use crate::coverage::{Coverage, Happening};
 use crate::fault::{Faults, Lie, OpKind};
 use crate::prng::Prng;
 use crate::trace::Trace;
 use names::{Names, ROOT};
 use planes::{Planes, overlay, sectors};
-
-/// Operations of a new life after which no write of the previous one can still land.
-const ORPHAN_OPS_MAX: u64 = 64;
 
 /// Names an open file description.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -98,6 +98,8 @@ pub struct Storage {
     pub lie: Option<Lie>,
     /// What fails, and how often.
     pub faults: Faults,
+    /// What has happened so far.
+    pub coverage: Coverage,
     /// The wall clock, for times of change.
     pub wall: Timestamp,
     /// The record of the run.
@@ -127,6 +129,7 @@ impl Storage {
             at_stake: false,
             capacity,
             lie: None,
+            coverage: Coverage::default(),
             faults: Faults::NONE,
             wall: Timestamp::ZERO,
             trace,
@@ -276,6 +279,7 @@ impl Storage {
     fn go_dark(&mut self, end: End) {
         self.at_stake = self.is_dirty();
         self.dark = Some(end);
+        self.coverage.note(if end == End::PowerCut { Happening::PowerCut } else { Happening::Kill });
         self.trace
             .note(if end == End::PowerCut { "power-cut" } else { "kill" }, &[self.ops, self.at_stake.into()]);
     }
@@ -292,6 +296,9 @@ impl Storage {
             _ => match self.faults.draw(kind, &mut self.prng) {
                 Some(errno) => {
                     self.trace.note("fault", &[kind as u64, errno.0 as u64]);
+                    let descriptor = errno == Errno::MFILE;
+                    let failure = Happening::failure_of(kind);
+                    self.coverage.note(if descriptor { Happening::NoDescriptor } else { failure });
                     Fate::Fails(errno)
                 }
                 None => Fate::Runs,
@@ -325,50 +332,6 @@ impl Storage {
         self.go_dark(end);
     }
 
-    /// Lets writes of the previous life land: some at any moment, all within [`ORPHAN_OPS_MAX`] operations.
-    fn land_orphans(&mut self) {
-        if self.orphans.is_empty() || !(self.ops > ORPHAN_OPS_MAX || self.prng.one_in(16)) {
-            return;
-        }
-        let count = if self.ops > ORPHAN_OPS_MAX { self.orphans.len() } else { 1 };
-        for _ in 0..count {
-            let at = self.prng.index(self.orphans.len());
-            let write = self.orphans.swap_remove(at);
-            self.land_partly(&write);
-        }
-    }
-
-    /// Lets writes of the previous life to this file land or vanish: what waiting for its lock is for.
-    fn drain_orphans(&mut self, inode: Inode) {
-        let (mine, rest) =
-            std::mem::take(&mut self.orphans).into_iter().partition(|write| write.inode == inode);
-        self.orphans = rest;
-        let mine: Vec<InFlight> = mine;
-        for write in mine {
-            self.land_partly(&write);
-        }
-    }
-
-    /// Any subset of a write's sectors lands.
-    fn land_partly(&mut self, write: &InFlight) {
-        self.trace.note("land", &[write.inode.0, write.position, write.bytes.len() as u64]);
-        let Some(file) = self.files.get_mut(&write.inode) else { return };
-        let whole = self.prng.one_in(3);
-        for (at, sector) in write.bytes.chunks(SECTOR_LEN).enumerate() {
-            if whole || self.prng.one_in(2) {
-                let position = write.position + (at * SECTOR_LEN) as u64;
-                file.write(position, sector, !write.direct, &mut self.seq);
-            }
-        }
-    }
-
-    /// All of a write is at stake.
-    fn land(&mut self, write: &InFlight) {
-        if let Some(file) = self.files.get_mut(&write.inode) {
-            file.write(write.position, &write.bytes, !write.direct, &mut self.seq);
-        }
-    }
-
     fn file(&mut self, of: Description) -> &mut Planes {
         assert!(of.life == self.life, "a file of an earlier life is used: {of:?} in life {}", self.life);
         self.files.get_mut(&of.inode).expect("an open file keeps its inode")
@@ -382,6 +345,7 @@ impl Storage {
             return Ok(());
         }
         if self.used() + (end - allocated) > self.capacity {
+            self.coverage.note(Happening::NoSpace);
             return Err(Errno::NOSPC);
         }
         self.files.get_mut(&inode).expect("reserving names a file").allocated = end;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use rohrpost_engine_core::disk::{Caching, Disk, Errno, Lock, OpenMode};
 use rohrpost_engine_core::types::{ByteCount, Position};
 
+use super::landing::ORPHAN_OPS_MAX;
 use super::*;
 use crate::disk::{SimDisk, SimFile};
 
