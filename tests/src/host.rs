@@ -177,7 +177,7 @@ impl NoDescriptors {
 
 impl Drop for NoDescriptors {
     fn drop(&mut self) {
-        setrlimit(Resource::Nofile, self.before.clone()).expect("the limit may be raised to what it was");
+        setrlimit(Resource::Nofile, self.before).expect("the limit may be raised to what it was");
     }
 }
 
