@@ -9,6 +9,9 @@ use std::process::{Command, Output};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
 
 const ROLE: &str = "ROHRPOST_TEST_ROLE";
 
@@ -130,6 +133,16 @@ impl LoopDisk {
         Ok(disk)
     }
 
+    /// Makes its ext4, which must be mounted, believe that it has met an error.
+    ///
+    /// # Errors
+    /// When the kernel offers no such thing.
+    pub fn break_file_system(&self) -> Result<(), String> {
+        let device = self.device.file_name().expect("a device has a name");
+        let trigger = Path::new("/sys/fs/ext4").join(device).join("trigger_fs_error");
+        std::fs::write(&trigger, "made by a test").map_err(|error| format!("{}: {error}", trigger.display()))
+    }
+
     /// The block device.
     pub fn path(&self) -> &str {
         text(&self.device)
@@ -195,4 +208,23 @@ pub fn without(rights: CapabilitySet) {
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("temporary folders have UTF-8 names")
+}
+
+/// Lets a system call of this thread, and of those it starts, fail: always, or if the argument with that
+/// index is at least so much.
+///
+/// # Panics
+/// If the kernel takes no filters.
+pub fn fail_system_call(call: i64, if_at_least: Option<(u8, u64)>, errno: i32) {
+    let rule = |(index, least)| {
+        let condition = SeccompCondition::new(index, SeccompCmpArgLen::Qword, SeccompCmpOp::Ge, least)
+            .expect("an index of an argument");
+        SeccompRule::new(vec![condition]).expect("a rule with a condition")
+    };
+    let rules = [(call, if_at_least.into_iter().map(rule).collect())].into_iter().collect();
+    let arch = std::env::consts::ARCH.try_into().expect("an architecture that seccompiler knows");
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(errno as u32), arch)
+        .expect("two different actions");
+    let program: BpfProgram = filter.try_into().expect("a short program");
+    seccompiler::apply_filter(&program).expect("a kernel with filters");
 }

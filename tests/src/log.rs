@@ -3,18 +3,22 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rohrpost_engine::format::batch::BatchHeader;
 use rohrpost_engine::format::build::BatchBuilder;
 use rohrpost_engine::format::walk::{BatchWalk, Check};
 use rohrpost_engine::{
-    ByteCount, DriverChoice, EngineOptions, LogConfig, Offset, Partition, Pending, Position, ShardLimits,
-    Timestamp,
+    AppendError, AppendResult, Appended, ByteCount, DriverChoice, EngineOptions, LogConfig, Offset,
+    Partition, Pending, Position, RequestError, ShardLimits, Timestamp,
 };
 
 /// Both drivers, each chosen by name.
 pub const DRIVERS: [DriverChoice; 2] = [DriverChoice::Poll, DriverChoice::Uring];
+
+/// A hang is a failure, not a test run without end.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Header bytes that the log assigns: base offset, and leader epoch.
 const ASSIGNED: [std::ops::Range<usize>; 2] = [0..8, 12..16];
@@ -177,7 +181,61 @@ pub fn settle<T: Unpin>(mut pending: Pending<T>) -> T {
     loop {
         match peek(&mut pending) {
             Some(value) => return value,
-            None => std::thread::sleep(std::time::Duration::from_millis(2)),
+            None => std::thread::sleep(Duration::from_millis(2)),
         }
+    }
+}
+
+/// Appends under way, with what was sent.
+pub type Waiting = Vec<(Pending<AppendResult<Appended>>, Bytes)>;
+
+/// Appends until it is refused, at most `batches_max` times; what has not ended yet is left in `waiting`.
+///
+/// # Panics
+/// If it is not refused within a minute.
+pub fn append_until_refused(
+    partition: &Partition,
+    ledger: &mut Ledger,
+    waiting: &mut Waiting,
+    batches_max: u64,
+) -> RequestError<AppendError> {
+    let start = Instant::now();
+    let mut number = 1_000 * ledger.len() as u64;
+    let mut sent_count = 0;
+    loop {
+        if waiting.len() < 4 && sent_count < batches_max {
+            number += 1;
+            sent_count += 1;
+            let sent = batch(number, 2, 100_000);
+            waiting.push((partition.append(sent.clone()), sent));
+        }
+        let mut refused = None;
+        let mut at = 0;
+        while at < waiting.len() {
+            match peek(&mut waiting[at].0) {
+                None => at += 1,
+                Some(Ok(appended)) => ledger.push(appended.base_offset, waiting.remove(at).1),
+                Some(Err(error)) => {
+                    drop(waiting.remove(at));
+                    refused = Some(error);
+                }
+            }
+        }
+        if let Some(error) = refused {
+            return error;
+        }
+        if waiting.len() >= 4 {
+            // The full device is found out in memory; ask once more with another append.
+            let probe = batch(number, 1, 10);
+            let mut pending = partition.append(probe.clone());
+            std::thread::sleep(Duration::from_millis(5));
+            match peek(&mut pending) {
+                None => waiting.push((pending, probe)),
+                Some(Ok(appended)) => ledger.push(appended.base_offset, probe),
+                Some(Err(error)) => return error,
+            }
+        }
+        assert!(start.elapsed() < PATIENCE, "never refused, {} acknowledged", ledger.len());
+        assert!(waiting.len() < 1_000, "never refused, {} wait", waiting.len());
     }
 }

@@ -167,7 +167,7 @@ fn a_mount_that_turns_read_only_fails_the_partition_and_keeps_its_reads() {
             Ok(disk) => disk,
             Err(reason) => return host::skip(NAME, &reason),
         };
-        mount("ext4", "rw", disk.path(), &at).unwrap();
+        mount("ext4", "rw,errors=remount-ro", disk.path(), &at).unwrap();
         let engine = Engine::start(options(&at.join("log"), driver)).unwrap();
         let partition = engine.handle().open_partition_blocking(&"t-0".parse().unwrap(), config()).unwrap();
         let mut ledger = Ledger::default();
@@ -178,8 +178,7 @@ fn a_mount_that_turns_read_only_fails_the_partition_and_keeps_its_reads() {
             partition.append(sent.clone()).wait().map(|appended| ledger.push(appended.base_offset, sent))
         };
         (0..8).for_each(|_| append().unwrap());
-        // Open files keep a plain remount out; the kernel's emergency remount is what an error leads to.
-        if let Err(reason) = host::run(&["mount", "-o", "remount,ro,abort", at.to_str().unwrap()]) {
+        if let Err(reason) = disk.break_file_system() {
             return host::skip(NAME, &reason);
         }
         let error = (0..200).find_map(|_| append().err()).expect("a file system without writes");

@@ -9,7 +9,6 @@ use rohrpost_tests::service::{Client, Fetch, OK, Wire};
 use rustix::net::{AddressFamily, SocketType};
 use rustix::process::Resource;
 use rustix::thread::CapabilitySet;
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
 fn loopback() -> Option<SocketAddr> {
     Some(SocketAddr::from(([127, 0, 0, 1], 0)))
@@ -30,21 +29,12 @@ fn assert_works(options: &EngineOptions) {
     }
 }
 
-/// What a container's default profile does, to the calling thread and those it starts.
-fn forbid_io_uring(errno: i32) {
-    let rules = [(libc::SYS_io_uring_setup, Vec::new())].into_iter().collect();
-    let arch = std::env::consts::ARCH.try_into().expect("an architecture that seccompiler knows");
-    let filter =
-        SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(errno as u32), arch).unwrap();
-    let program: BpfProgram = filter.try_into().unwrap();
-    seccompiler::apply_filter(&program).unwrap();
-}
-
 #[test]
 fn where_io_uring_is_filtered_poll_runs_and_says_why() {
     for errno in [libc::EPERM, libc::ENOSYS] {
         let story = move || {
-            forbid_io_uring(errno);
+            // What a container's default profile does.
+            host::fail_system_call(libc::SYS_io_uring_setup, None, errno);
             let dir = tempfile::tempdir().unwrap();
             let error = Engine::start(options(dir.path(), DriverChoice::Uring)).unwrap_err();
             let StartError::Uring(_) = &error else { panic!("{error:?}") };

@@ -1,4 +1,4 @@
-//! Devices that are full, over quota, or broken: appends wait or fail by name, reads go on, nothing
+//! Devices that are full or over quota: appends wait or fail by name, reads go on, nothing
 //! acknowledged is lost, and when space comes back appends go on by themselves.
 
 use std::fs;
@@ -7,14 +7,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rohrpost_engine::{
-    AppendError, AppendResult, Appended, ByteCount, DriverChoice, Engine, FetchError, LogConfig, Offset,
-    Partition, Pending, RequestError, TopicPartition, WriteMode,
+    AppendError, Appended, ByteCount, DriverChoice, Engine, LogConfig, Partition, RequestError,
+    TopicPartition, WriteMode,
 };
-use rohrpost_tests::host::{self, LoopDisk, mount};
-use rohrpost_tests::log::{DRIVERS, Ledger, batch, config, options, peek, read_all, settle};
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-};
+use rohrpost_tests::host::{self, LoopDisk, fail_system_call, mount};
+use rohrpost_tests::log::{DRIVERS, Ledger, Waiting, append_until_refused, batch, config, options, settle};
 
 /// A hang is a failure, not a test run without end.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -27,56 +24,6 @@ struct Small<'a> {
     at: &'a Path,
     driver: DriverChoice,
     write_mode: WriteMode,
-}
-
-type Waiting = Vec<(Pending<AppendResult<Appended>>, Bytes)>;
-
-/// Appends until it is refused, at most `batches_max` times; what has not ended yet is left in `waiting`.
-fn append_until_refused(
-    partition: &Partition,
-    ledger: &mut Ledger,
-    waiting: &mut Waiting,
-    batches_max: u64,
-) -> RequestError<AppendError> {
-    let start = Instant::now();
-    let mut number = 1_000 * ledger.len() as u64;
-    let mut sent_count = 0;
-    loop {
-        if waiting.len() < 4 && sent_count < batches_max {
-            number += 1;
-            sent_count += 1;
-            let sent = batch(number, 2, BATCH_LEN);
-            waiting.push((partition.append(sent.clone()), sent));
-        }
-        let mut refused = None;
-        let mut at = 0;
-        while at < waiting.len() {
-            match peek(&mut waiting[at].0) {
-                None => at += 1,
-                Some(Ok(appended)) => ledger.push(appended.base_offset, waiting.remove(at).1),
-                Some(Err(error)) => {
-                    drop(waiting.remove(at));
-                    refused = Some(error);
-                }
-            }
-        }
-        if let Some(error) = refused {
-            return error;
-        }
-        if waiting.len() >= 4 {
-            // The full device is found out in memory; ask once more with another append.
-            let probe = batch(number, 1, 10);
-            let mut pending = partition.append(probe.clone());
-            std::thread::sleep(Duration::from_millis(5));
-            match peek(&mut pending) {
-                None => waiting.push((pending, probe)),
-                Some(Ok(appended)) => ledger.push(appended.base_offset, probe),
-                Some(Err(error)) => return error,
-            }
-        }
-        assert!(start.elapsed() < PATIENCE, "never refused, {} acknowledged", ledger.len());
-        assert!(waiting.len() < 1_000, "never refused, {} wait", waiting.len());
-    }
 }
 
 /// Appends one batch, again and again while there is no space.
@@ -100,7 +47,7 @@ impl Small<'_> {
         let story = format!("{} {:?} {:?}", self.story, self.driver, self.write_mode);
         let root = self.at.join("log");
         let name = "t-0".parse().unwrap();
-        let config = rohrpost_engine::LogConfig { write_mode: self.write_mode, ..config() };
+        let config = LogConfig { write_mode: self.write_mode, ..config() };
         let engine = Engine::start(options(&root, self.driver)).unwrap();
         let partition = engine.handle().open_partition_blocking(&name, config.clone()).unwrap();
         let (mut ledger, mut waiting) = (Ledger::default(), Waiting::new());
@@ -250,142 +197,5 @@ fn an_exhausted_quota_is_named_and_loses_nothing() {
         }
         ledger.check(&partition);
         engine.shutdown().unwrap();
-    }
-}
-
-/// A write or a sync that fails is never tried again: the partition fails by name, takes no more appends,
-/// serves what it had acknowledged, and recovers when it is opened again. The poll driver's writes are
-/// system calls, which a filter can fail; the ring's are below.
-#[test]
-fn a_failed_write_or_sync_fails_the_partition_by_name() {
-    let stories = [
-        (WriteMode::Direct, libc::SYS_pwritev2, Some((3, 1 << 20)), "writing segment 0 failed"),
-        (WriteMode::Buffered, libc::SYS_pwritev2, Some((3, 1 << 20)), "writing segment 0 failed"),
-    ];
-    for (write_mode, call, from, what) in stories {
-        let dir = tempfile::tempdir().unwrap();
-        let name: TopicPartition = "t-0".parse().unwrap();
-        let config = LogConfig { segment_len_max: ByteCount::mib(64), write_mode, ..config() };
-        let broken = || {
-            fail_system_call(call, from, libc::EIO);
-            let engine = Engine::start(options(dir.path(), DriverChoice::Poll)).unwrap();
-            let partition = engine.handle().open_partition_blocking(&name, config.clone()).unwrap();
-            let (mut ledger, mut waiting) = (Ledger::default(), Waiting::new());
-            let error = append_until_refused(&partition, &mut ledger, &mut waiting, 200);
-            let RequestError::Refused(AppendError::Failed(_)) = &error else { panic!("{error:?}") };
-            for word in [what, "input/output error", "kernel log", "until it is reopened"] {
-                assert!(error.to_string().contains(word), "{error}");
-            }
-            let again = partition.append(batch(1, 1, 1)).wait().unwrap_err();
-            assert!(matches!(again, RequestError::Refused(AppendError::Failed(_))), "{again:?}");
-            ledger.check(&partition);
-            let error = engine.shutdown().unwrap_err();
-            assert!(error.to_string().contains(what), "{error}");
-            ledger
-        };
-        let ledger = std::thread::scope(|scope| scope.spawn(broken).join().unwrap());
-        assert!(ledger.len() > 2, "{write_mode:?}");
-        let engine = Engine::start(options(dir.path(), DriverChoice::Poll)).unwrap();
-        let partition = engine.handle().open_partition_blocking(&name, config.clone()).unwrap();
-        partition.append(batch(2, 1, 1)).wait().unwrap();
-        ledger.check(&partition);
-        engine.shutdown().unwrap();
-    }
-}
-
-/// Lets a system call of this thread, and of those it starts, fail: always, or if the argument with that
-/// index is at least so much.
-fn fail_system_call(call: i64, if_at_least: Option<(u8, u64)>, errno: i32) {
-    let rule = |(index, least)| {
-        let condition =
-            SeccompCondition::new(index, SeccompCmpArgLen::Qword, SeccompCmpOp::Ge, least).unwrap();
-        SeccompRule::new(vec![condition]).unwrap()
-    };
-    let rules = [(call, if_at_least.into_iter().map(rule).collect())].into_iter().collect();
-    let arch = std::env::consts::ARCH.try_into().expect("an architecture that seccompiler knows");
-    let filter =
-        SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(errno as u32), arch).unwrap();
-    let program: BpfProgram = filter.try_into().unwrap();
-    seccompiler::apply_filter(&program).unwrap();
-}
-
-/// The disk behind an ext4 breaks: its backing file is cut away. A read that needs it fails by name; the
-/// engine and its other readers go on.
-#[test]
-fn a_disk_that_fails_to_read_is_named() {
-    const NAME: &str = "bad_space::a_disk_that_fails_to_read_is_named";
-    if !host::in_mounts(NAME) {
-        return;
-    }
-    for driver in DRIVERS {
-        let dir = tempfile::tempdir().unwrap();
-        let (at, image) = (dir.path().join("mount"), dir.path().join("image"));
-        let disk = match LoopDisk::ext4(&image, 96 << 20, 512, &[]) {
-            Ok(disk) => disk,
-            Err(reason) => return host::skip(NAME, &reason),
-        };
-        mount("ext4", "rw", disk.path(), &at).unwrap();
-        let name = "t-0".parse().unwrap();
-        let engine = Engine::start(options(&at.join("log"), driver)).unwrap();
-        let partition = engine.handle().open_partition_blocking(&name, config()).unwrap();
-        let mut ledger = Ledger::default();
-        for number in 0..100 {
-            let sent = batch(number, 2, BATCH_LEN);
-            ledger.push(partition.append(sent.clone()).wait().unwrap().base_offset, sent);
-        }
-        engine.shutdown().unwrap();
-        let mut serve = options(&at.join("log"), driver);
-        serve.read_only = true;
-        let engine = Engine::start(serve).unwrap();
-        let partition = engine.handle().open_partition_blocking(&name, config()).unwrap();
-        // In memory from here on: the first segment.
-        let first = partition.fetch(Offset::ZERO, ByteCount::mib(1)).wait().unwrap().to_bytes();
-        fs::File::options().write(true).open(&image).unwrap().set_len(1 << 20).unwrap();
-        let error = (1..100)
-            .find_map(|i| partition.fetch(Offset::new(2 * i), ByteCount::mib(1)).wait().err())
-            .expect("a disk of 1 MiB does not hold 10 MiB");
-        let RequestError::Refused(FetchError::ReadFailed { .. }) = &error else { panic!("{error:?}") };
-        for word in ["reading segment", "at position", "input/output error", "kernel log"] {
-            assert!(error.to_string().contains(word), "{error}");
-        }
-        let again = partition.fetch(Offset::ZERO, ByteCount::mib(1)).wait().unwrap().to_bytes();
-        assert!(first == again, "what is in memory is still served");
-        engine.shutdown().unwrap();
-        host::run(&["umount", at.to_str().unwrap()]).unwrap();
-    }
-}
-
-/// The disk behind an ext4 refuses writes that the file system believed it had room for: the backing file
-/// lies on a full tmpfs. The write fails with an error of the device, not of the file system.
-#[test]
-fn a_disk_that_fails_to_write_fails_the_partition_by_name() {
-    const NAME: &str = "bad_space::a_disk_that_fails_to_write_fails_the_partition_by_name";
-    if !host::in_mounts(NAME) {
-        return;
-    }
-    for driver in DRIVERS {
-        let dir = tempfile::tempdir().unwrap();
-        let (below, at) = (dir.path().join("below"), dir.path().join("mount"));
-        mount("tmpfs", "size=24m", "none", &below).unwrap();
-        let disk = match LoopDisk::ext4(&below.join("image"), 96 << 20, 512, &["-E", "nodiscard"]) {
-            Ok(disk) => disk,
-            Err(reason) => return host::skip(NAME, &reason),
-        };
-        mount("ext4", "rw,errors=continue", disk.path(), &at).unwrap();
-        let name = "t-0".parse().unwrap();
-        let engine = Engine::start(options(&at.join("log"), driver)).unwrap();
-        let partition = engine.handle().open_partition_blocking(&name, config()).unwrap();
-        let (mut ledger, mut waiting) = (Ledger::default(), Waiting::new());
-        let error = append_until_refused(&partition, &mut ledger, &mut waiting, 600);
-        let text = error.to_string();
-        assert!(text.contains("errno") && text.contains(';'), "cause and remedy: {text}");
-        assert!(ledger.len() > 20, "it took some bytes");
-        // Every acknowledged batch can be read from where it is now.
-        let stored = read_all(&partition, Offset::ZERO);
-        assert!(stored.len() >= ledger.len());
-        ledger.check(&partition);
-        drop(engine);
-        drop(waiting);
-        host::run(&["umount", "--lazy", at.to_str().unwrap()]).unwrap();
     }
 }

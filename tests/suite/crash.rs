@@ -144,7 +144,7 @@ fn check(root: &Path, driver: DriverChoice, acked: &[Acked; PARTITIONS], sent_en
         }
     }
     // Every other stop is clean, so that both kinds of start are met.
-    if cycle % 2 == 0 { drop(engine) } else { engine.shutdown().map(drop).unwrap() }
+    if cycle.is_multiple_of(2) { drop(engine) } else { engine.shutdown().map(drop).unwrap() }
 }
 
 /// The child: appends to every partition, eight batches in flight each, and reports.

@@ -1,6 +1,7 @@
 //! The test suite: one binary, one module for each topic.
 
 mod bad_directory;
+mod bad_disk;
 mod bad_host;
 mod bad_peer;
 mod bad_segment;
