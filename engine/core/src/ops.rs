@@ -147,7 +147,8 @@ pub struct Ops<P: Platform> {
     pub disk: Vec<DiskOp<P>>,
     /// Submitted second.
     pub net: Vec<NetOp<P>>,
-    /// Run on a helper thread, each by [`Step::run`], in the order given per partition.
+    /// Run on a helper thread, each by [`Step::run`], in the order given per partition, and answered in that
+    /// order.
     pub steps: Vec<(Token, Box<Step<P>>)>,
     /// Handed to whoever sent the request.
     pub replies: Vec<(Ticket, Reply<P>)>,

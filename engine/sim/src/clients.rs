@@ -123,7 +123,8 @@ impl Clients {
         for conn in gone {
             let client = self.conns.remove(&conn).expect("listed a moment ago");
             let shrinks = workload.oracles.iter().any(Oracle::may_shrink);
-            let expected = client.closing || workload.faulty || workload.stopping || shrinks;
+            let excused = workload.faulty || workload.stopping || workload.stalled;
+            let expected = client.closing || excused || shrinks;
             assert!(expected, "{conn:?} was closed by the engine: {:?}", client.asked);
             workload.note(Happening::ConnectionBroken);
             for tag in client.asked {

@@ -68,6 +68,8 @@ pub struct SimDriver {
     seq: u64,
     jobs: BTreeMap<(u64, u64), Job>,
     steps: BTreeMap<String, VecDeque<(Token, Step<SimPlatform>)>>,
+    /// When the last step of a partition is answered.
+    step_order: BTreeMap<String, u64>,
     replies: Vec<(Ticket, Reply<SimPlatform>)>,
     /// Writes that never complete, for [`Lie::LostCompletion`].
     lost: Vec<Write<SimPlatform>>,
@@ -102,6 +104,7 @@ impl SimDriver {
             seq: 0,
             jobs: BTreeMap::new(),
             steps: BTreeMap::new(),
+            step_order: BTreeMap::new(),
             replies: Vec::new(),
             lost: Vec::new(),
             leaked: Vec::new(),
@@ -287,7 +290,12 @@ impl SimDriver {
         let more = !queue.is_empty();
         self.note("step-run", &[token.0]);
         let output = (self.run_step)(step);
-        self.push_drawn(Job::StepDone(token, Box::new(output)));
+        // Outputs of one partition keep the order of its steps.
+        let drawn = self.now + self.delays.draw(&mut self.prng);
+        let last = self.step_order.entry(key.clone()).or_default();
+        *last = drawn.max(*last);
+        let delay = *last - self.now;
+        self.push(delay, Job::StepDone(token, Box::new(output)));
         if more {
             self.push_drawn(Job::StepStart(key));
         }
@@ -341,10 +349,17 @@ impl Driver for SimDriver {
     }
 }
 
-/// Any order among completions; requests keep theirs, and bytes of a connection theirs.
+/// Any order among completions; requests, steps and bytes of a connection keep theirs.
 fn shuffle_but_requests(events: &mut [Event<SimPlatform>], prng: &mut Prng) {
     let ordered = |event: &Event<SimPlatform>| {
-        matches!(event, Event::Request(..) | Event::Received { .. } | Event::Accepted(_) | Event::Closed(_))
+        matches!(
+            event,
+            Event::Request(..)
+                | Event::StepDone { .. }
+                | Event::Received { .. }
+                | Event::Accepted(_)
+                | Event::Closed(_)
+        )
     };
     let mut end = events.len();
     while end > 0 {

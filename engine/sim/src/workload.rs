@@ -51,6 +51,8 @@ pub(crate) struct Workload {
     pub(crate) outstanding: BTreeMap<u64, (usize, Asked)>,
     /// Whether operations may fail at the moment, or have failed in this life.
     pub(crate) faulty: bool,
+    /// Whether the engine has closed connections that did not move.
+    pub(crate) stalled: bool,
     /// The shard was busy: the next request waits a little.
     pub(crate) backs_off: bool,
     /// Whether the engine has been told to stop.
@@ -75,6 +77,7 @@ impl Workload {
             oracles,
             outstanding: BTreeMap::new(),
             faulty: false,
+            stalled: false,
             backs_off: false,
             stopping: false,
             stopped: None,

@@ -335,6 +335,8 @@ impl World {
         for (ticket, reply) in life.ops.replies.drain(..) {
             self.workload.handle_reply(ticket, reply, now);
         }
+        // A connection that stalls while memory is short is closed.
+        self.workload.stalled = life.shard.stats().connections_stalled > 0;
         life.clients.receive(&mut life.driver, life.shard.service(), &mut self.workload, now);
         Ok(())
     }
