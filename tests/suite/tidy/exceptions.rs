@@ -17,8 +17,6 @@ pub(super) const LONG_FILES: &[(&str, usize, &str)] = &[
     ("engine/core/src/shard/connections.rs", 450, "one state machine from frame to send"),
     ("engine/core/src/shard/fetches.rs", 475, "one state machine from request to last byte"),
     ("engine/sim/src/oracle.rs", 500, "one model of a partition"),
-    ("engine/sim/src/storage/mod.rs", 425, "one disk with its handles and faults"),
-    ("engine/sim/src/workload.rs", 525, "one list of what a workload may do"),
 ];
 
 /// Functions that may be longer: path, name, lines at most, reason.
