@@ -13,7 +13,7 @@ use rohrpost_engine_core::shard::Shard;
 use rohrpost_engine_linux::arena::LinuxArena;
 use rohrpost_engine_linux::cpu;
 use rohrpost_engine_linux::disk::LinuxDisk;
-use rohrpost_engine_linux::helper::{Helper, LinuxPlatform};
+use rohrpost_engine_linux::helper::{Helper, LinuxPlatform, ShardHelper};
 use rohrpost_engine_linux::inbox::Inbox;
 use rohrpost_engine_linux::net::{ListenOptions, Listener};
 use rohrpost_engine_linux::poll::{PollConfig, PollDriver, PollPlatform};
@@ -76,7 +76,7 @@ impl Engine {
         let local_addr = listener.as_ref().and_then(|listener| listener.local_addr().ok());
         let log_dir = open_log_dir(&options)?;
         let (mut driver, report) = choose_driver(&options)?;
-        let mut starter = Starter { options: &options, log_dir: &log_dir, listener };
+        let starter = Starter { options: &options, log_dir: &log_dir, listener };
         let mut started = match report {
             Some(report) => match starter.start_uring(&report, &mut service) {
                 // The probe's ring fitted, a shard's did not.
@@ -90,8 +90,7 @@ impl Engine {
         };
         let handle = Handle::new(std::mem::take(&mut started.links));
         let threads = std::mem::take(&mut started.threads);
-        let read_only = options.read_only;
-        Ok(Self { handle, threads, log_dir, driver, local_addr, read_only })
+        Ok(Self { handle, threads, log_dir, driver, local_addr, read_only: options.read_only })
     }
 
     /// The way to the engine from any thread.
@@ -277,40 +276,40 @@ impl Starter<'_> {
     }
 
     fn start_uring<S: Service>(
-        &mut self,
+        &self,
         report: &ProbeReport,
         service: &mut impl FnMut(usize) -> S,
     ) -> Result<Started, StartError> {
-        let helper = self.helper::<UringPlatform>()?;
-        let mut started = Started::default();
-        for (index, &core) in self.options.cores.iter().enumerate() {
-            let inbox = self.inbox()?;
-            let waiters = Waiters::default();
-            let stats = Arc::new(OnceLock::new());
-            let requests = Arc::new(inbox.mailbox());
-            started.links.push(ShardLink { requests, waiters: waiters.clone(), stats: Arc::clone(&stats) });
-            let config = UringConfig::new(self.options.limits.clone(), report.clone());
-            let listener = self.listener()?;
-            let shard_helper = helper.for_shard(inbox.mailbox());
-            let (limits, service) = (self.options.limits.clone(), service(index));
-            let sink = Box::new(waiters.clone());
-            let thread = spawn(Place { index, core, waiters }, Arc::clone(&helper), move || {
-                let shard = Shard::new(limits.clone(), LinuxArena::new(limits.slabs_max()), service);
-                let driver = UringDriver::new(config, listener, inbox, shard_helper, sink)
-                    .map_err(|error| error.to_string())?;
-                let _ = stats.set(driver.stats());
-                Ok((driver, shard))
-            })?;
-            started.threads.push(thread);
-        }
-        Ok(started)
+        let config = UringConfig::new(self.options.limits.clone(), report.clone());
+        self.start(service, move |ends: Ends<UringPlatform>| {
+            let config = config.clone();
+            let driver = UringDriver::new(config, ends.listener, ends.inbox, ends.helper, ends.replies);
+            let driver = driver.map_err(|error| error.to_string())?;
+            let stats = driver.stats();
+            Ok((driver, stats))
+        })
     }
 
-    fn start_poll<S: Service>(
-        &mut self,
-        service: &mut impl FnMut(usize) -> S,
-    ) -> Result<Started, StartError> {
-        let helper = self.helper::<PollPlatform>()?;
+    fn start_poll<S: Service>(&self, service: &mut impl FnMut(usize) -> S) -> Result<Started, StartError> {
+        let limits = &self.options.limits;
+        let config = PollConfig { connections_max: limits.connections_max, ..PollConfig::default() };
+        self.start(service, move |ends: Ends<PollPlatform>| {
+            let driver = PollDriver::new(config, ends.listener, ends.inbox, ends.helper, ends.replies);
+            let driver = driver.map_err(|error| error.to_string())?;
+            let stats = driver.stats();
+            Ok((driver, stats))
+        })
+    }
+
+    /// Starts every shard; `make` makes its driver, on its thread.
+    fn start<D, S, M>(&self, service: &mut impl FnMut(usize) -> S, make: M) -> Result<Started, StartError>
+    where
+        D: Driver,
+        D::Platform: LinuxPlatform,
+        S: Service,
+        M: Fn(Ends<D::Platform>) -> Result<(D, DriverStats), String> + Clone + Send + 'static,
+    {
+        let helper = self.helper::<D::Platform>()?;
         let mut started = Started::default();
         for (index, &core) in self.options.cores.iter().enumerate() {
             let inbox = self.inbox()?;
@@ -318,23 +317,31 @@ impl Starter<'_> {
             let stats = Arc::new(OnceLock::new());
             let requests = Arc::new(inbox.mailbox());
             started.links.push(ShardLink { requests, waiters: waiters.clone(), stats: Arc::clone(&stats) });
-            let connections_max = self.options.limits.connections_max;
-            let config = PollConfig { connections_max, ..PollConfig::default() };
-            let listener = self.listener()?;
-            let shard_helper = helper.for_shard(inbox.mailbox());
-            let (limits, service) = (self.options.limits.clone(), service(index));
-            let sink = Box::new(waiters.clone());
+            let ends = Ends {
+                listener: self.listener()?,
+                helper: helper.for_shard(inbox.mailbox()),
+                inbox,
+                replies: Box::new(waiters.clone()),
+            };
+            let (limits, service, make) = (self.options.limits.clone(), service(index), make.clone());
             let thread = spawn(Place { index, core, waiters }, Arc::clone(&helper), move || {
                 let shard = Shard::new(limits.clone(), LinuxArena::new(limits.slabs_max()), service);
-                let driver = PollDriver::new(config, listener, inbox, shard_helper, sink)
-                    .map_err(|error| error.to_string())?;
-                let _ = stats.set(driver.stats());
+                let (driver, driver_stats) = make(ends)?;
+                let _ = stats.set(driver_stats);
                 Ok((driver, shard))
             })?;
             started.threads.push(thread);
         }
         Ok(started)
     }
+}
+
+/// What a driver is connected to: clients, requests, helper threads, and whoever waits for replies.
+struct Ends<P: LinuxPlatform> {
+    listener: Option<Listener>,
+    inbox: Inbox<P>,
+    helper: ShardHelper<P>,
+    replies: Box<Waiters>,
 }
 
 /// Where a shard runs, and who learns of its end.

@@ -9,7 +9,7 @@ use super::probe::ProbeReport;
 use super::ring::RingSizes;
 
 /// What a driver is made of.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct UringConfig {
     /// The shard's sizes.
     pub limits: ShardLimits,
