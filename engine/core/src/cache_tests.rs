@@ -25,10 +25,6 @@ impl Lease for Tag {
     fn slice(&self, range: Range<usize>) -> Self {
         Self(self.0, self.1[range].into())
     }
-
-    fn same_slab(&self, _: &Self) -> bool {
-        true
-    }
 }
 
 fn tag(number: u64, len: ByteCount) -> Tag {

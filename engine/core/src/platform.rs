@@ -128,8 +128,4 @@ pub trait Lease: Clone + Send + Sync + AsRef<[u8]> + 'static {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
-
-    /// Whether both views lie in memory of one registration, so that one vectored fixed-buffer
-    /// request may name both.
-    fn same_slab(&self, other: &Self) -> bool;
 }

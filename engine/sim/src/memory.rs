@@ -245,10 +245,6 @@ impl Lease for SimLease {
             range: self.range.start + range.start..self.range.start + range.end,
         }
     }
-
-    fn same_slab(&self, other: &Self) -> bool {
-        self.slab_id() == other.slab_id()
-    }
 }
 
 #[cfg(test)]

@@ -34,9 +34,6 @@ impl Lease for NoMemory {
     fn slice(&self, _: Range<usize>) -> Self {
         match *self {}
     }
-    fn same_slab(&self, _: &Self) -> bool {
-        match *self {}
-    }
 }
 
 impl Chunk for NoMemory {

@@ -6,7 +6,6 @@
 use std::fmt;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::Arc;
 
 use rohrpost_engine_core::platform::{Chunk, Lease};
 
@@ -120,10 +119,6 @@ impl Lease for LinuxLease {
 
     fn len(&self) -> usize {
         self.len as usize
-    }
-
-    fn same_slab(&self, other: &Self) -> bool {
-        Arc::ptr_eq(self.run.slab(), other.run.slab())
     }
 }
 
