@@ -10,7 +10,7 @@ use rohrpost_engine::linux::probe::{DirFacts, HostFacts};
 use rohrpost_engine::linux::uring;
 
 use crate::error::{BenchError, Result};
-use crate::method::{self, RunOptions, touch};
+use crate::method::{self, RunOptions};
 use crate::paths::{self, PATHS, Role};
 use crate::results::host::filesystem_of;
 use crate::results::table;
@@ -47,9 +47,6 @@ enum Command {
     /// The client process of a window.
     #[command(hide = true)]
     Client,
-    /// Touches free memory.
-    #[command(hide = true)]
-    Touch,
 }
 
 #[derive(Args)]
@@ -137,7 +134,6 @@ fn dispatch(command: Option<Command>) -> Result<ExitCode> {
         Some(Command::Doctor) => doctor(),
         Some(Command::Server) => server::main()?,
         Some(Command::Client) => client::main()?,
-        Some(Command::Touch) => touch::main()?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -47,7 +47,7 @@ pub enum BenchError {
     /// One of our own processes broke off or spoke nonsense.
     #[error("{who} process: {why}")]
     Process {
-        /// Server, client or toucher.
+        /// Server or client.
         who: &'static str,
         /// What it said or did.
         why: String,

@@ -157,7 +157,7 @@ fn extra(observed: &Observed, seconds: f64, cpu_s: f64, busy_s: f64) -> BTreeMap
     extra.insert("client_core_busy_share", (second.client_core_busy_s - first.client_core_busy_s) / seconds);
     extra.insert("client_cpu_share", observed.report.client_cpu_ns as f64 / 1e9 / seconds);
     extra.insert("steal_share", (second.steal_s - first.steal_s) / seconds);
-    extra.insert("touched_bytes", observed.touched_len as f64);
+    extra.insert("backed_bytes", observed.backed_len as f64);
     extra.insert("unanswered", observed.report.unanswered as f64);
     extra.insert("answered_late", observed.report.answered_late as f64);
     if let Some(written) = difference([first.disk_write_len, second.disk_write_len]) {

@@ -5,7 +5,6 @@
 mod metrics;
 mod page_cache;
 mod proc;
-pub mod touch;
 mod verify;
 mod window;
 

@@ -54,10 +54,24 @@ pub(super) fn resident_share(log: &ServedLog, range: Range<u64>) -> Option<f64> 
     (count > 0).then(|| resident as f64 / count as f64)
 }
 
+/// Bytes of page cache that may be filled without squeezing anybody: half of MemAvailable.
+pub(super) fn free_len_max() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok());
+    kib.map_or(0, |kib| (kib << 10) / 2)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::corpus::generate::{Shape, ensure};
+
+    /// The running kernel says how much memory is available.
+    #[test]
+    fn available_memory_is_known() {
+        assert!(free_len_max() > 1 << 19);
+    }
 
     /// A dropped range is gone, its neighbour stays, a warmed one is back. On a filesystem without a cache to
     /// drop (tmpfs) nothing leaves, which the residency then says.
