@@ -44,7 +44,7 @@ pub(super) struct ShardAccess<'a, P: Platform, C> {
 impl<P: Platform, C> Access for ShardAccess<'_, P, C> {
     fn append(&mut self, partition: PartitionId, batches: &[u8], tag: u64) -> Result<(), AppendError> {
         let core = &mut *self.core;
-        let Some(target) = core.partitions.get_mut(&partition) else {
+        let Some(target) = core.partitions.get_mut(partition) else {
             return Err(AppendError::UnknownPartition);
         };
         target.accepts_appends()?;
@@ -73,7 +73,7 @@ impl<P: Platform, C> Access for ShardAccess<'_, P, C> {
     }
 
     fn watermarks(&self, partition: PartitionId) -> Option<Watermarks> {
-        self.core.partitions.get(&partition).map(|partition| partition.watermarks())
+        self.core.partitions.get(partition).map(|partition| partition.watermarks())
     }
 }
 
@@ -87,7 +87,7 @@ impl<P: Platform, C> Core<P, C> {
         now: Now,
         ops: &mut Ops<P>,
     ) {
-        let Some(mut partition) = self.partitions.remove(&id) else {
+        let Some(mut partition) = self.partitions.take(id) else {
             self.outcomes.push((origin, Err(AppendError::UnknownPartition)));
             return;
         };
@@ -103,7 +103,7 @@ impl<P: Platform, C> Core<P, C> {
             }
         }
         self.queue_partition(&mut partition);
-        self.partitions.insert(id, partition);
+        self.partitions.put(partition);
     }
 
     fn try_append(

@@ -330,7 +330,7 @@ impl<P: Platform, C> Core<P, C> {
         let Some(entry) = self.fetches.get_mut(range.fetch) else { return 0 };
         let FetchState::Streaming(stream) = &entry.state else { return 0 };
         let (uid, partition_id) = (stream.uid, entry.request.partition);
-        let Some(partition) = self.partitions.get_mut(&partition_id) else {
+        let Some(partition) = self.partitions.get_mut(partition_id) else {
             self.close(id, ops);
             return 0;
         };

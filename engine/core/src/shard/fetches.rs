@@ -87,10 +87,10 @@ impl<P: Platform, C> Core<P, C> {
             self.queue_conn(conn);
             return;
         }
-        let progress = match self.partitions.remove(&partition_id) {
+        let progress = match self.partitions.take(partition_id) {
             Some(mut partition) => {
                 let progress = self.progress(&mut partition, id, now);
-                self.partitions.insert(partition_id, partition);
+                self.partitions.put(partition);
                 progress
             }
             None => Progress::Failed(Box::new(FetchError::UnknownPartition)),
@@ -330,7 +330,7 @@ impl<P: Platform, C> Core<P, C> {
         let FetchState::Streaming(stream) = &fetch.state else { return Err(FetchError::Cancelled) };
         let (uid, at, end) = (stream.uid, stream.at, stream.end);
         let partition_id = fetch.request.partition;
-        let Some(partition) = self.partitions.remove(&partition_id) else {
+        let Some(partition) = self.partitions.take(partition_id) else {
             return Err(FetchError::UnknownPartition);
         };
         let piece = match partition.glance(&mut self.memory, uid, at, end) {
@@ -344,7 +344,7 @@ impl<P: Platform, C> Core<P, C> {
                 None
             }
         };
-        self.partitions.insert(partition_id, partition);
+        self.partitions.put(partition);
         if let (Some(piece), Some(fetch)) = (&piece, self.fetches.get_mut(id))
             && let FetchState::Streaming(stream) = &mut fetch.state
         {
@@ -420,7 +420,7 @@ impl<P: Platform, C> Core<P, C> {
             let ParkTimer { id, partition, .. } = *timer;
             self.park_timers.pop();
             // Also for fetches that have ended: nobody else takes them out of the list.
-            if let Some(partition) = self.partitions.get_mut(&partition) {
+            if let Some(partition) = self.partitions.get_mut(partition) {
                 partition
                     .parked
                     .retain(|&(index, generation)| (index, generation) != (id.index, id.generation));

@@ -13,10 +13,9 @@ mod connections;
 mod fetches;
 mod partitions;
 mod reads;
+mod table;
 
 use std::collections::{BinaryHeap, VecDeque};
-
-use rustc_hash::FxHashMap;
 
 use crate::error::PartitionError;
 use crate::fetch::transfer::{FetchId, Fetches};
@@ -30,6 +29,7 @@ use crate::service::Service;
 use crate::shard::conn::Conn;
 use crate::shard::fetches::ParkTimer;
 use crate::shard::reads::Reads;
+use crate::shard::table::PartitionTable;
 use crate::token::Purpose;
 use crate::types::{ByteCount, Nanos};
 
@@ -68,7 +68,7 @@ pub struct ShardStats {
 pub(crate) struct Core<P: Platform, C> {
     limits: ShardLimits,
     memory: Memory<P>,
-    partitions: FxHashMap<PartitionId, Box<Partition<P>>>,
+    partitions: PartitionTable<P>,
     /// Every partition, for the slow round of retention and of idle tails.
     all: Vec<PartitionId>,
     detach_cursor: usize,
@@ -113,7 +113,7 @@ impl<P: Platform, S: Service> Shard<P, S> {
         conns.resize_with(limits.connections_max as usize, || None);
         let core = Core {
             memory,
-            partitions: FxHashMap::default(),
+            partitions: PartitionTable::new(),
             all: Vec::new(),
             detach_cursor: 0,
             ready: VecDeque::with_capacity(1024),
@@ -266,7 +266,7 @@ impl<P: Platform, C> Core<P, C> {
     /// Runs `f` on a partition, and queues it for the next round if it is still there. Counts commits in
     /// and out of flight, and wakes parked fetches if the high watermark moved.
     fn with_partition(&mut self, id: PartitionId, f: impl FnOnce(&mut Self, &mut Partition<P>)) {
-        let Some(mut partition) = self.partitions.remove(&id) else { return };
+        let Some(mut partition) = self.partitions.take(id) else { return };
         let in_flight = partition.in_flight.is_some();
         let durable = partition.durable;
         f(self, &mut partition);
@@ -280,7 +280,7 @@ impl<P: Platform, C> Core<P, C> {
             self.wake_parked(&mut partition);
         }
         self.queue_partition(&mut partition);
-        self.partitions.insert(id, partition);
+        self.partitions.put(partition);
     }
 
     fn queue_partition(&mut self, partition: &mut Partition<P>) {

@@ -44,7 +44,7 @@ impl<P: Platform, C> Core<P, C> {
                 ops.replies.push((ticket, Reply::Watermarks(result)));
             }
             Request::DeleteRecords { partition: id, before } => {
-                let result = match self.partitions.get_mut(&id) {
+                let result = match self.partitions.get_mut(id) {
                     Some(partition) => partition.delete_records(&mut self.memory, before, ticket, ops),
                     None => Err(PartitionError::Unknown),
                 };
@@ -59,7 +59,7 @@ impl<P: Platform, C> Core<P, C> {
     }
 
     fn open_one(&self, id: PartitionId) -> Result<&Partition<P>, PartitionError> {
-        let partition = self.partitions.get(&id).ok_or(PartitionError::Unknown)?;
+        let partition = self.partitions.get(id).ok_or(PartitionError::Unknown)?;
         partition.check_open()?;
         Ok(partition)
     }
@@ -79,20 +79,20 @@ impl<P: Platform, C> Core<P, C> {
         if self.partitions.len() >= self.limits.partitions_max as usize || id.0 > PARTITION_ID_MAX {
             return Err(PartitionError::TooMany(self.limits.partitions_max));
         }
-        let taken = self.partitions.values().any(|partition| partition.name == name);
-        if taken || self.partitions.contains_key(&id) {
+        let taken = self.partitions.iter().any(|partition| partition.name == name);
+        if taken || self.partitions.get(id).is_some() {
             return Err(PartitionError::AlreadyOpen);
         }
         let step = Step::Open { name: name.clone(), config: config.clone() };
         let mut partition = Box::new(Partition::opening(id, name, config, ticket));
         partition.push_step(StepKind::Open, None, step, ops);
-        self.partitions.insert(id, partition);
+        self.partitions.put(partition);
         self.all.push(id);
         Ok(())
     }
 
     fn delete_partition(&mut self, id: PartitionId, ticket: Ticket, ops: &mut Ops<P>) {
-        let Some(mut partition) = self.partitions.remove(&id) else {
+        let Some(mut partition) = self.partitions.take(id) else {
             ops.replies.push((ticket, Reply::Deleted(Err(PartitionError::Unknown))));
             return;
         };
@@ -104,7 +104,7 @@ impl<P: Platform, C> Core<P, C> {
             self.end_fetches_of(id, &FetchError::UnknownPartition, ops);
             self.queue_partition(&mut partition);
         }
-        self.partitions.insert(id, partition);
+        self.partitions.put(partition);
     }
 
     /// Closes every partition; those that are opening close when they are open.
@@ -112,10 +112,10 @@ impl<P: Platform, C> Core<P, C> {
         self.stopping = Some(ticket);
         for index in 0..self.all.len() {
             let id = self.all[index];
-            if let Some(mut partition) = self.partitions.remove(&id) {
+            if let Some(mut partition) = self.partitions.take(id) {
                 partition.begin_close();
                 self.queue_partition(&mut partition);
-                self.partitions.insert(id, partition);
+                self.partitions.put(partition);
             }
         }
     }
@@ -132,7 +132,7 @@ impl<P: Platform, C> Core<P, C> {
         now: Now,
         ops: &mut Ops<P>,
     ) {
-        let Some(mut partition) = self.partitions.remove(&id) else { return };
+        let Some(mut partition) = self.partitions.take(id) else { return };
         partition.steps_in_flight -= 1;
         let outcomes = &mut self.outcomes;
         let mut gone = false;
@@ -168,7 +168,7 @@ impl<P: Platform, C> Core<P, C> {
             return;
         }
         self.queue_partition(&mut partition);
-        self.partitions.insert(id, partition);
+        self.partitions.put(partition);
         if let Some(result) = opened {
             while let Some(conn) = self.waiting_for_file.pop() {
                 match result {
@@ -251,7 +251,7 @@ impl<P: Platform, C> Core<P, C> {
     pub(super) fn poll_partitions(&mut self, now: Now, ops: &mut Ops<P>) {
         for _ in 0..self.ready.len() {
             let Some(id) = self.ready.pop_front() else { break };
-            let Some(mut partition) = self.partitions.remove(&id) else { continue };
+            let Some(mut partition) = self.partitions.take(id) else { continue };
             partition.queued = false;
             if self.goes_at_stop(&partition) {
                 self.end_fetches_of(id, &FetchError::Closing, ops);
@@ -271,7 +271,7 @@ impl<P: Platform, C> Core<P, C> {
                 self.patience = true;
                 self.queue_partition(&mut partition);
             }
-            self.partitions.insert(id, partition);
+            self.partitions.put(partition);
         }
     }
 
@@ -316,7 +316,7 @@ impl<P: Platform, C> Core<P, C> {
         self.next_retention = now.mono.plus_millis(RETENTION_INTERVAL_MS);
         for index in 0..self.all.len() {
             let id = self.all[index];
-            if let Some(partition) = self.partitions.get_mut(&id) {
+            if let Some(partition) = self.partitions.get_mut(id) {
                 partition.push_retention(&mut self.memory, now, ops);
             }
         }
@@ -327,7 +327,7 @@ impl<P: Platform, C> Core<P, C> {
         for _ in 0..DETACH_PER_TURN.min(self.all.len()) {
             self.detach_cursor = (self.detach_cursor + 1) % self.all.len();
             let id = self.all[self.detach_cursor];
-            if let Some(partition) = self.partitions.get_mut(&id)
+            if let Some(partition) = self.partitions.get_mut(id)
                 && partition.waiting.is_empty()
             {
                 partition.detach_tail(&mut self.memory);

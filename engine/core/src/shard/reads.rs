@@ -95,12 +95,12 @@ impl<P: Platform, C> Core<P, C> {
                 return;
             }
             let Some(queued) = self.reads.queue.pop_front() else { return };
-            let Some(mut partition) = self.partitions.remove(&queued.partition) else {
+            let Some(mut partition) = self.partitions.take(queued.partition) else {
                 self.end_load(queued, Some(FetchError::UnknownPartition), service, now, ops);
                 continue;
             };
             let submitted = self.submit_read(&mut partition, queued, ops);
-            self.partitions.insert(queued.partition, partition);
+            self.partitions.put(partition);
             match submitted {
                 Submitted::Yes => {}
                 Submitted::Later => self.reads.queue.push_back(queued),
@@ -216,7 +216,7 @@ impl<P: Platform, C> Core<P, C> {
     }
 
     fn base_offset_of(&self, uid: SegmentUid) -> crate::types::Offset {
-        let found = self.partitions.values().find_map(|partition| {
+        let found = self.partitions.iter().find_map(|partition| {
             partition.segment_index(uid).map(|index| partition.segments[index].base_offset)
         });
         found.unwrap_or_default()
