@@ -77,6 +77,16 @@ pub trait Arena {
 
     /// Bytes not taken at this moment.
     fn free_len(&self) -> ByteCount;
+
+    /// Bytes that will not be free when their owners are gone, because they were sent by reference: the
+    /// driver replaces them first.
+    fn lent_len(&self) -> ByteCount;
+
+    /// Bytes without an owner that become free without further ado: the driver is replacing them.
+    fn replacing_len(&self) -> ByteCount;
+
+    /// Takes stock of what has returned, so that lent memory is replaced ahead of need. Called every turn.
+    fn settle(&mut self);
 }
 
 /// Memory with one writer: `[0, frozen)` is immutable and may be leased, the rest may be written.

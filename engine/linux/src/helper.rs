@@ -1,14 +1,14 @@
-//! Helper threads: work that blocks and is not on the data path. They run the core's steps and back
-//! fresh slabs, and post what came of it to the inbox of the shard that asked.
+//! Helper threads: work that blocks and is not on the data path. They run the core's steps, back
+//! fresh slabs and replace lent pages, and post what came of it to the inbox of the shard that asked.
 //!
 //! Always holds: steps of one partition run one at a time, in the order submitted; steps of different
 //! partitions overlap. Slabs are made by a thread of their own, so that a long recovery does not keep
-//! an append from its memory.
+//! an append from its memory, and pages are replaced by another, since a slab takes long.
 
 use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -16,13 +16,16 @@ use rohrpost_engine_core::log::step::{Step, StepOutput};
 use rohrpost_engine_core::ops::Token;
 use rohrpost_engine_core::platform::Platform;
 
-use crate::arena::{LinuxArena, LinuxChunk, LinuxLease, LinuxSlab};
+use crate::arena::{LinuxArena, LinuxChunk, LinuxLease, LinuxSlab, StalePages};
 use crate::disk::LinuxDisk;
 use crate::file::{LinuxFile, errno_of_io};
 use crate::inbox::{Mailbox, Message};
 
 /// Threads that run steps, unless chosen otherwise.
 pub const HELPER_THREADS_DEFAULT: usize = 2;
+
+/// Batches of pages that may wait without allocation: one per slab, for 8 GiB.
+const PAGE_BATCHES: usize = 128;
 
 /// The platforms of this crate: they differ in how they receive and what they support.
 pub trait LinuxPlatform:
@@ -64,6 +67,8 @@ pub struct ShardHelper<P: LinuxPlatform> {
     mailbox: Mailbox<P>,
     /// Index of the shard's next slab.
     slabs: Arc<AtomicU32>,
+    /// Bytes of lent pages replaced for the shard so far.
+    replaced_len: Arc<AtomicU64>,
 }
 
 struct Shared<P: LinuxPlatform> {
@@ -71,6 +76,7 @@ struct Shared<P: LinuxPlatform> {
     queues: Mutex<Queues<P>>,
     steps_changed: Condvar,
     slabs_changed: Condvar,
+    pages_changed: Condvar,
 }
 
 struct Queues<P: LinuxPlatform> {
@@ -78,6 +84,7 @@ struct Queues<P: LinuxPlatform> {
     /// Directory names of the partitions whose step is running.
     busy: HashSet<String>,
     slabs: VecDeque<SlabJob<P>>,
+    pages: VecDeque<PagesJob<P>>,
     ending: bool,
 }
 
@@ -88,36 +95,54 @@ struct StepJob<P: LinuxPlatform> {
     step: Box<Step<P>>,
 }
 
+struct PagesJob<P: LinuxPlatform> {
+    mailbox: Mailbox<P>,
+    pages: StalePages,
+    replaced_len: Arc<AtomicU64>,
+}
+
 struct SlabJob<P: LinuxPlatform> {
     mailbox: Mailbox<P>,
     slabs: Arc<AtomicU32>,
 }
 
 impl<P: LinuxPlatform> Helper<P> {
-    /// Starts `threads` threads for steps, at least one, and one for slabs.
+    /// Starts `threads` threads for steps, at least one, one for slabs, and one for pages.
     ///
     /// # Errors
     /// The system's, when it gives no more threads.
     pub fn start(threads: usize, run: RunStep<P>) -> io::Result<Self> {
-        let queues =
-            Queues { steps: VecDeque::new(), busy: HashSet::new(), slabs: VecDeque::new(), ending: false };
+        let queues = Queues {
+            steps: VecDeque::new(),
+            busy: HashSet::new(),
+            slabs: VecDeque::new(),
+            pages: VecDeque::with_capacity(PAGE_BATCHES),
+            ending: false,
+        };
         let shared = Arc::new(Shared {
             run,
             queues: Mutex::new(queues),
             steps_changed: Condvar::new(),
             slabs_changed: Condvar::new(),
+            pages_changed: Condvar::new(),
         });
         let mut helper = Self { shared, threads: Vec::new() };
         for index in 0..threads.max(1) {
             helper.spawn(format!("rp-step-{index}"), Shared::run_steps)?;
         }
         helper.spawn("rp-slab".to_owned(), Shared::make_slabs)?;
+        helper.spawn("rp-pages".to_owned(), Shared::replace_pages)?;
         Ok(helper)
     }
 
     /// Access for the shard that reads `mailbox`.
     pub fn for_shard(&self, mailbox: Mailbox<P>) -> ShardHelper<P> {
-        ShardHelper { shared: Arc::clone(&self.shared), mailbox, slabs: Arc::new(AtomicU32::new(0)) }
+        ShardHelper {
+            shared: Arc::clone(&self.shared),
+            mailbox,
+            slabs: Arc::new(AtomicU32::new(0)),
+            replaced_len: Arc::new(AtomicU64::new(0)),
+        }
     }
 
     fn spawn(&mut self, name: String, work: fn(&Shared<P>)) -> io::Result<()> {
@@ -136,6 +161,7 @@ impl<P: LinuxPlatform> Drop for Helper<P> {
         self.shared.lock().ending = true;
         self.shared.steps_changed.notify_all();
         self.shared.slabs_changed.notify_all();
+        self.shared.pages_changed.notify_all();
         for thread in self.threads.drain(..) {
             // A panic has ended the process already.
             let _ = thread.join();
@@ -169,6 +195,18 @@ impl<P: LinuxPlatform> ShardHelper<P> {
         let job = SlabJob { mailbox: self.mailbox.clone(), slabs: Arc::clone(&self.slabs) };
         self.shared.lock().slabs.push_back(job);
         self.shared.slabs_changed.notify_one();
+    }
+
+    /// Has lent pages replaced; the shard is woken when they are.
+    pub(crate) fn replace(&self, pages: StalePages) {
+        let (mailbox, replaced_len) = (self.mailbox.clone(), Arc::clone(&self.replaced_len));
+        self.shared.lock().pages.push_back(PagesJob { mailbox, pages, replaced_len });
+        self.shared.pages_changed.notify_one();
+    }
+
+    /// Counts the bytes of lent pages replaced for this shard.
+    pub(crate) fn replaced_len(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.replaced_len)
     }
 }
 
@@ -216,6 +254,26 @@ impl<P: LinuxPlatform> Shared<P> {
                 }
                 Err(error) => Message::GrowFailed(errno_of_io(&error)),
             });
+        }
+    }
+
+    fn replace_pages(&self) {
+        while let Some(PagesJob { mailbox, pages, replaced_len }) = self.next_pages() {
+            replaced_len.fetch_add(pages.replace(), Ordering::Relaxed);
+            mailbox.post(Message::PagesReplaced);
+        }
+    }
+
+    fn next_pages(&self) -> Option<PagesJob<P>> {
+        let mut queues = self.lock();
+        loop {
+            if let Some(job) = queues.pages.pop_front() {
+                return Some(job);
+            }
+            if queues.ending {
+                return None;
+            }
+            queues = self.pages_changed.wait(queues).unwrap_or_else(PoisonError::into_inner);
         }
     }
 

@@ -19,7 +19,8 @@ use rohrpost_engine_core::platform::Platform;
 use rohrpost_engine_core::types::ByteCount;
 use rustix::event::{EventfdFlags, eventfd};
 
-/// What another thread brings. Each is one [`Event`] of the same name.
+/// What another thread brings. Each is one [`Event`] of the same name, but for those that concern the
+/// driver alone.
 pub(crate) enum Message<P: Platform> {
     Written(Token, Result<ByteCount, Errno>),
     Synced(Token, Result<(), Errno>),
@@ -27,20 +28,23 @@ pub(crate) enum Message<P: Platform> {
     StepDone(Token, Box<StepOutput<P>>),
     Grown(P::Slab),
     GrowFailed(Errno),
+    /// A batch of lent pages has been replaced: the driver looks which.
+    PagesReplaced,
     Request(Ticket, Request),
 }
 
-impl<P: Platform> From<Message<P>> for Event<P> {
-    fn from(message: Message<P>) -> Self {
-        match message {
+impl<P: Platform> Message<P> {
+    fn into_event(self) -> Option<Event<P>> {
+        Some(match self {
             Message::Written(token, result) => Event::Written { token, result },
             Message::Synced(token, result) => Event::Synced { token, result },
             Message::ReadDone(token, chunk, result) => Event::ReadDone { token, chunk, result },
             Message::StepDone(token, output) => Event::StepDone { token, output },
             Message::Grown(slab) => Event::Grown(slab),
             Message::GrowFailed(errno) => Event::GrowFailed(errno),
+            Message::PagesReplaced => return None,
             Message::Request(ticket, request) => Event::Request(ticket, request),
-        }
+        })
     }
 }
 
@@ -193,7 +197,7 @@ impl<P: Platform> Inbox<P> {
             queue.requests = 0;
             std::mem::swap(&mut queue.messages, &mut self.taken);
         }
-        events.extend(self.taken.drain(..).map(Event::from));
+        events.extend(self.taken.drain(..).filter_map(Message::into_event));
     }
 }
 

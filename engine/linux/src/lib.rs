@@ -15,6 +15,7 @@ pub mod memory;
 pub mod net;
 pub mod poll;
 pub mod probe;
+mod reference;
 pub mod residency;
 pub mod stats;
 #[cfg(test)]

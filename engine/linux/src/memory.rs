@@ -90,6 +90,30 @@ impl AlignedBuffer {
         Ok(())
     }
 
+    /// Drops the pages of `[from, from + len)`, a multiple of [`HUGE_PAGE_LEN`] each, and backs the range
+    /// with fresh ones. Whoever else refers to the old pages, such as a socket's queue, keeps them and their
+    /// bytes.
+    ///
+    /// # Errors
+    /// The system's if it does not let go of the pages, which are then the old ones still: `EINVAL` for
+    /// locked memory. That fresh ones are not to be had yet is no error; the next access tries again.
+    ///
+    /// # Safety
+    /// Nobody reads or writes the range meanwhile, or cares for what it held.
+    pub(crate) unsafe fn renew(&self, from: usize, len: usize) -> io::Result<()> {
+        assert!(
+            from.is_multiple_of(HUGE_PAGE_LEN) && len.is_multiple_of(HUGE_PAGE_LEN),
+            "U5: part of a page"
+        );
+        assert!(from + len <= self.len, "U5: {from} + {len} beyond {}", self.len);
+        let at = self.start.as_ptr().wrapping_add(from).cast();
+        // SAFETY: [U5] the range lies in this mapping, and the caller vouches that nobody names its bytes.
+        unsafe { madvise(at, len, Advice::LinuxDontNeed) }?;
+        // SAFETY: [U1] the range lies in this mapping; populating changes no content.
+        let _ = unsafe { madvise(at, len, Advice::LinuxPopulateWrite) };
+        Ok(())
+    }
+
     fn touch(&mut self, from: usize, len: usize) {
         for at in (from..from + len).step_by(PAGE_LEN) {
             let byte = std::hint::black_box(self[at]);

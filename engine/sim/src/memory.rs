@@ -197,6 +197,16 @@ impl Arena for SimArena {
         let free = |slab: &Arc<Slab>| slab.state().taken.iter().filter(|taken| !**taken).count();
         ByteCount::of_usize(self.slabs.iter().map(|slab| free(slab) * GRANULE).sum())
     }
+
+    fn lent_len(&self) -> ByteCount {
+        ByteCount::ZERO
+    }
+
+    fn replacing_len(&self) -> ByteCount {
+        ByteCount::ZERO
+    }
+
+    fn settle(&mut self) {}
 }
 
 impl Chunk for SimChunk {

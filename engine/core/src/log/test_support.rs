@@ -74,6 +74,15 @@ impl Arena for NoArena {
     fn free_len(&self) -> ByteCount {
         match *self {}
     }
+    fn lent_len(&self) -> ByteCount {
+        match *self {}
+    }
+    fn replacing_len(&self) -> ByteCount {
+        match *self {}
+    }
+    fn settle(&mut self) {
+        match *self {}
+    }
 }
 
 impl Platform for StepsOnly {

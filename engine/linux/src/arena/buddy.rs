@@ -14,7 +14,8 @@ pub(super) const GRANULES: usize = SLAB_LEN.as_usize() / GRANULE_LEN;
 /// Run lengths: granules times two to the power of 0, 1, .. `ORDERS` - 1.
 pub(super) const ORDERS: usize = (CHUNK_LEN_MAX.as_usize() / GRANULE_LEN).ilog2() as usize + 1;
 
-const ORDER_MAX: usize = ORDERS - 1;
+/// The longest run's.
+pub(super) const ORDER_MAX: usize = ORDERS - 1;
 const WORDS: usize = GRANULES / 64;
 
 const _: () = assert!(CHUNK_LEN_MIN.get().is_power_of_two());
@@ -79,6 +80,22 @@ impl Buddy {
         self.insert(ORDER_MAX, run);
     }
 
+    /// Takes every free run within `count` granules from `first` on, both multiples of the longest run;
+    /// one bit per granule taken.
+    pub(super) fn withdraw(&mut self, first: usize, count: usize) -> u32 {
+        debug_assert!(first.is_multiple_of(1 << ORDER_MAX) && count.is_multiple_of(1 << ORDER_MAX));
+        let mut taken = 0;
+        for order in 0..ORDERS {
+            for run in first >> order..(first + count) >> order {
+                if self.contains(order, run) {
+                    self.remove(order, run);
+                    taken |= granule_bits((run << order) - first, order);
+                }
+            }
+        }
+        taken
+    }
+
     fn first_free(&self, order: usize) -> Option<usize> {
         let words = &self.free[order];
         let word = words.iter().position(|&word| word != 0)?;
@@ -100,6 +117,11 @@ impl Buddy {
         self.free[order][run / 64] &= !(1 << (run % 64));
         self.count[order] -= 1;
     }
+}
+
+/// A run of `order` from granule `at` on, one bit per granule.
+pub(super) fn granule_bits(at: usize, order: usize) -> u32 {
+    (((1u64 << (1 << order)) - 1) << at) as u32
 }
 
 #[cfg(test)]

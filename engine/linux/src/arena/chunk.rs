@@ -97,6 +97,12 @@ impl LinuxLease {
         self.run.slab().index
     }
 
+    /// Allows the kernel to keep these bytes beyond the lease: their page is replaced before it is used
+    /// again. `false`: they must be copied.
+    pub(crate) fn lend(&self) -> bool {
+        self.run.lend()
+    }
+
     /// Address of the first byte, for the kernel to read from while an operation owns the lease.
     pub(crate) fn address(&self) -> NonNull<u8> {
         self.run.address(self.from as usize)

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 use rohrpost_engine_core::platform::{DIRECT_IO_ALIGN, SLAB_LEN};
 
 use super::buddy::{GRANULE_LEN, GRANULES};
+use super::pages::{PAGE_GRANULES, Pages};
 use crate::memory::AlignedBuffer;
 
 /// Length of a bounce block, bytes.
@@ -74,6 +75,7 @@ pub(super) struct SlabShared {
     /// Bytes of the runs in `returned`, bounce blocks excluded. Raised before the bit is set, so it is
     /// never less than what the bits stand for.
     returned_len: AtomicU64,
+    pages: Pages,
 }
 
 impl SlabShared {
@@ -85,7 +87,18 @@ impl SlabShared {
             orders: (0..GRANULES).map(|_| AtomicU8::new(0)).collect(),
             returned: [const { AtomicU64::new(0) }; BOUNCE_WORD + 1],
             returned_len: AtomicU64::new(0),
+            pages: Pages::default(),
         }
+    }
+
+    /// What is lent and replaced of it.
+    pub(super) fn pages(&self) -> &Pages {
+        &self.pages
+    }
+
+    /// The memory, for replacing pages of it.
+    pub(super) fn memory(&self) -> &AlignedBuffer {
+        &self.memory
     }
 
     /// Order of the run that starts at `granule`.
@@ -147,6 +160,13 @@ impl Run {
     /// The slab the run lies in.
     pub(super) fn slab(&self) -> &Arc<SlabShared> {
         &self.slab
+    }
+
+    /// Marks the run's huge page as lent: what this owner gives to the kernel by reference stays as it is
+    /// until the page is replaced. `false`: its bytes must be copied.
+    pub(super) fn lend(&self) -> bool {
+        let unit = self.unit as usize;
+        unit < GRANULES && self.slab.pages.lend(unit / PAGE_GRANULES, self.len())
     }
 
     /// Where the run starts in its slab, bytes.

@@ -25,7 +25,7 @@ use rohrpost_engine_core::types::{Nanos, Timestamp};
 use rustix::event::{Timespec, epoll};
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::arena::{LinuxArena, LinuxChunk, LinuxLease, LinuxSlab};
+use crate::arena::{LinuxArena, LinuxChunk, LinuxLease, LinuxSlab, PageRound};
 use crate::disk::LinuxDisk;
 use crate::file::{LinuxFile, errno_of};
 use crate::helper::ShardHelper;
@@ -104,6 +104,7 @@ pub struct PollDriver {
     epoll: OwnedFd,
     inbox: Inbox<PollPlatform>,
     helper: ShardHelper<PollPlatform>,
+    pages: PageRound,
     replies: Box<dyn ReplySink<PollPlatform>>,
     pool: DiskPool<PollPlatform>,
     listener: Option<Listener>,
@@ -147,6 +148,8 @@ impl PollDriver {
         Ok(Self {
             epoll,
             inbox,
+            pages: PageRound::default(),
+            stats: DriverStats::new(helper.replaced_len()),
             helper,
             replies,
             pool,
@@ -157,7 +160,6 @@ impl PollDriver {
             ready: Vec::with_capacity(EVENTS_MAX),
             ready_next: Vec::with_capacity(EVENTS_MAX),
             kernel_events: Vec::with_capacity(EVENTS_MAX),
-            stats: DriverStats::default(),
             kernel_entries: 0,
         })
     }
@@ -189,6 +191,7 @@ impl PollDriver {
         if std::mem::take(&mut ops.grow) {
             self.helper.grow();
         }
+        self.pages.take_wanted(|pages| self.helper.replace(pages));
     }
 
     fn receive(&mut self, id: ConnId) {
@@ -288,6 +291,23 @@ impl PollDriver {
         }
     }
 
+    fn take_messages(&mut self, events: &mut Vec<Event<PollPlatform>>) {
+        let first = events.len();
+        self.inbox.drain(events);
+        for event in &events[first..] {
+            if let Event::Grown(slab) = event {
+                self.watch(slab);
+            }
+        }
+        self.pages.take_backed(|_| {});
+    }
+
+    /// Has lent pages of a slab replaced. The driver does so by itself for slabs that it brings; tell it of
+    /// those that the arena starts with.
+    pub fn watch(&mut self, slab: &LinuxSlab) {
+        self.pages.watch(slab);
+    }
+
     /// Receives once from every connection that has something; the rest of it waits for the next turn.
     fn receive_ready(&mut self, events: &mut Vec<Event<PollPlatform>>) {
         std::mem::swap(&mut self.ready, &mut self.ready_next);
@@ -332,7 +352,7 @@ impl Driver for PollDriver {
         self.wait(!events.is_empty(), deadline)?;
         self.handle_kernel_events(events);
         self.receive_ready(events);
-        self.inbox.drain(events);
+        self.take_messages(events);
         self.stats.add_turn(std::mem::take(&mut self.kernel_entries));
         Ok(())
     }

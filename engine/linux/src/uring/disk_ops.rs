@@ -66,6 +66,16 @@ impl Registered {
         self.0[slab_index as usize] = Some((start.addr().get(), len));
     }
 
+    /// Notes that a slab is not in the table any more.
+    pub(super) fn remove(&mut self, slab_index: u32) {
+        self.0[slab_index as usize] = None;
+    }
+
+    /// Whether a slab is in the table.
+    pub(super) fn contains(&self, slab_index: u32) -> bool {
+        self.0.get(slab_index as usize).is_some_and(Option::is_some)
+    }
+
     /// The table's entry for memory of slab `slab_index`, if it is there. A slab of another shard may
     /// have the same index, so the address decides.
     fn lookup(&self, slab_index: u32, address: NonNull<u8>) -> Option<u16> {

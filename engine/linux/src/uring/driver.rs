@@ -23,7 +23,7 @@ use super::recv::RecvPool;
 use super::ring::{Cqe, Ring, RingError};
 use super::setup_error::{SetupError, locked_memory_limit};
 use super::slab::{Key, Kind};
-use crate::arena::LinuxSlab;
+use crate::arena::{LinuxSlab, PageRound};
 use crate::file::errno_of_io;
 use crate::helper::ShardHelper;
 use crate::inbox::{Inbox, ReplySink};
@@ -38,6 +38,7 @@ pub struct UringDriver {
     acceptor: Acceptor,
     inbox: Inbox<UringPlatform>,
     helper: ShardHelper<UringPlatform>,
+    pages: PageRound,
     replies: Box<dyn ReplySink<UringPlatform>>,
     wake_armed: bool,
     cqes: Vec<Cqe>,
@@ -85,13 +86,14 @@ impl UringDriver {
             conns: ConnTable::new(limits.connections_max as usize, pool, ring.features()),
             acceptor: Acceptor::new(listener),
             inbox,
+            pages: PageRound::with_capacity(limits.slabs_max()),
+            stats: DriverStats::new(helper.replaced_len()),
             helper,
             replies,
             wake_armed: false,
             cqes: Vec::with_capacity(ring.completion_capacity()),
             missing,
             counters: UringCounters::default(),
-            stats: DriverStats::default(),
             wake_reads: 0,
             entries_counted: 0,
             ring,
@@ -101,20 +103,56 @@ impl UringDriver {
     /// Registers a slab's memory before the arena adopts it. Without registration the slab is used all
     /// the same, slower; [`Self::missing`] then says why, once.
     pub fn register(&mut self, slab: &LinuxSlab) {
-        if self.ring.features().has(Feature::FixedBuffers) {
-            let (start, len) = slab.memory();
-            // SAFETY: [U22] a slab is one anonymous mapping; operations name the slot only while they
-            // own memory of the slab.
-            match unsafe { self.ring.register_buffer(slab.index(), start, len) } {
-                Ok(()) => {
-                    self.disk.registered_mut().insert(slab.index(), start, len);
-                    self.counters.slabs_registered += 1;
-                    return;
-                }
-                Err(errno) => self.note_unregistered(errno),
+        self.pages.watch(slab);
+        if self.register_memory(slab) {
+            self.counters.slabs_registered += 1;
+        } else {
+            self.counters.slabs_unregistered += 1;
+        }
+    }
+
+    fn register_memory(&mut self, slab: &LinuxSlab) -> bool {
+        if !self.ring.features().has(Feature::FixedBuffers) {
+            return false;
+        }
+        match self.try_register(slab) {
+            Ok(()) => true,
+            Err(errno) => {
+                self.note_unregistered(errno);
+                false
             }
         }
-        self.counters.slabs_unregistered += 1;
+    }
+
+    fn try_register(&mut self, slab: &LinuxSlab) -> Result<(), Errno> {
+        let (start, len) = slab.memory();
+        // SAFETY: [U22] a slab is one anonymous mapping; operations name the slot only while they
+        // own memory of the slab.
+        unsafe { self.ring.register_buffer(slab.index(), start, len) }?;
+        self.disk.registered_mut().insert(slab.index(), start, len);
+        Ok(())
+    }
+
+    /// Registers a slab again, some of whose pages have been replaced: a registration is of the pages that
+    /// were there when it was made. Requests in flight keep the old one.
+    fn renew_registration(&mut self, slab: &LinuxSlab) {
+        if !self.disk.registered_mut().contains(slab.index()) || self.try_register(slab).is_ok() {
+            return;
+        }
+        // Both together may exceed the limit of locked memory.
+        self.disk.registered_mut().remove(slab.index());
+        self.ring.clear_buffer(slab.index());
+        if !self.register_memory(slab) {
+            self.counters.slabs_registered -= 1;
+            self.counters.slabs_unregistered += 1;
+        }
+    }
+
+    /// Gives replaced pages back to the arena, once the ring knows them.
+    fn return_pages(&mut self) {
+        let mut pages = std::mem::take(&mut self.pages);
+        pages.take_backed(|slab| self.renew_registration(slab));
+        self.pages = pages;
     }
 
     fn note_unregistered(&mut self, errno: Errno) {
@@ -183,6 +221,7 @@ impl UringDriver {
         if std::mem::take(&mut ops.grow) {
             self.helper.grow();
         }
+        self.pages.take_wanted(|pages| self.helper.replace(pages));
         let features = self.ring.features();
         if events.iter().any(|event| matches!(event, Event::Closed(_))) {
             self.acceptor.handle_closed();
@@ -320,6 +359,7 @@ impl Driver for UringDriver {
                 self.register(slab);
             }
         }
+        self.return_pages();
         let entries = self.ring.enter_count + self.conns.inline_count + self.wake_reads;
         self.stats.add_turn(entries - std::mem::replace(&mut self.entries_counted, entries));
         Ok(())

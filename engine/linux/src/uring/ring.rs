@@ -262,6 +262,15 @@ impl Ring {
         result.map_err(|error| errno_of_io(&error))
     }
 
+    /// Empties a slot of the fixed-buffer table, which lets go of its pages when the requests that use them
+    /// have ended.
+    pub(crate) fn clear_buffer(&mut self, slot: u32) {
+        let nothing = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }];
+        // SAFETY: [U22] an empty entry names no memory.
+        let cleared = unsafe { self.uring.submitter().register_buffers_update(slot, &nothing, None) };
+        debug_assert!(cleared.is_ok(), "an empty entry needs nothing: {cleared:?}");
+    }
+
     /// Registers a ring of provided buffers.
     ///
     /// # Safety
