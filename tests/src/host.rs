@@ -24,6 +24,22 @@ pub fn skip(test: &str, reason: &str) {
     eprintln!("skipped {test}: {reason}");
 }
 
+/// Whether this kernel counts rings as locked memory; if not, says that `test` was skipped. Linux 6.14 and later do, those
+/// from 5.12 on before it did not.
+///
+/// # Panics
+/// As [`skip`].
+pub fn counts_rings(test: &str) -> bool {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy().into_owned();
+    let mut numbers = release.split(['.', '-']).map(|number| number.parse::<u32>().unwrap_or(0));
+    let counts = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 14);
+    if !counts {
+        skip(test, "this kernel does not count rings as locked memory");
+    }
+    counts
+}
+
 /// Runs the calling test in a process of its own. `true` in that process; `false` in the parent, after the
 /// child has succeeded. `test` is the test's full name.
 ///

@@ -85,7 +85,8 @@ fn memory_beyond_the_locked_memory_limit_is_used_unregistered() {
 
 #[test]
 fn where_no_ring_fits_poll_runs_and_says_why() {
-    if !host::in_child("bad_host::where_no_ring_fits_poll_runs_and_says_why") {
+    const NAME: &str = "bad_host::where_no_ring_fits_poll_runs_and_says_why";
+    if !host::counts_rings(NAME) || !host::in_child(NAME) {
         return;
     }
     host::without(CapabilitySet::IPC_LOCK);
@@ -107,7 +108,8 @@ fn where_no_ring_fits_poll_runs_and_says_why() {
 /// is a refusal by name, or with `Auto` the other driver, never an engine that does not answer.
 #[test]
 fn a_ring_that_does_not_fit_is_found_out_at_the_start() {
-    if !host::in_child("bad_host::a_ring_that_does_not_fit_is_found_out_at_the_start") {
+    const NAME: &str = "bad_host::a_ring_that_does_not_fit_is_found_out_at_the_start";
+    if !host::counts_rings(NAME) || !host::in_child(NAME) {
         return;
     }
     host::without(CapabilitySet::IPC_LOCK);

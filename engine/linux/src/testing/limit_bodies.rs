@@ -31,6 +31,10 @@ pub(crate) fn in_child(test: &str) -> bool {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{test} in a child:\n{text}\n{errors}");
     assert!(text.contains("1 passed"), "the child ran nothing:\n{text}");
+    for skipped in errors.lines().filter(|line| line.starts_with("skipped ")) {
+        // Past the harness's capture, as `skip` itself does it.
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{skipped}\n").as_bytes());
+    }
     false
 }
 

@@ -213,6 +213,14 @@ pub(crate) fn open_file(path: &Path, mode: OpenMode) -> LinuxFile {
     LinuxDisk.open(path, mode, Caching::Direct).expect("a file on a file system with direct I/O")
 }
 
+/// Whether the running kernel is that version or a later one.
+pub(crate) fn kernel_is_at_least(major: u32, minor: u32) -> bool {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy().into_owned();
+    let mut numbers = release.split(['.', '-']).map(|number| number.parse::<u32>().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
+}
+
 /// Says why a test tests nothing here. In continuous integration that is a failure.
 pub(crate) fn skip(reason: impl std::fmt::Display) {
     assert!(std::env::var("CI").as_deref() != Ok("true"), "skipped in CI: {reason}");

@@ -65,8 +65,9 @@ impl SetupError {
                 Some(sysctl) if sysctl > 0 => SetupError::Disabled { sysctl },
                 _ => SetupError::Filtered { errno },
             },
-            // With the sysctl file there, the kernel has io_uring, and something hides it.
-            libc::ENOSYS if sysctl_disabled().is_some() => SetupError::Filtered { errno },
+            // With the sysctl file there, the kernel has io_uring, and something hides it. Before 6.6 there is no such
+            // file, but a filter on this thread shows.
+            libc::ENOSYS if sysctl_disabled().is_some() || is_filtered() => SetupError::Filtered { errno },
             libc::ENOSYS => SetupError::NotInKernel { errno },
             libc::ENOMEM => SetupError::LockedMemory { entries, limit: locked_memory_limit() },
             libc::EINVAL => SetupError::TooOld,
@@ -78,6 +79,13 @@ impl SetupError {
 /// `kernel.io_uring_disabled`; `None` before Linux 6.6 or without `/proc`.
 fn sysctl_disabled() -> Option<u32> {
     std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok()?.trim().parse().ok()
+}
+
+/// Whether system calls of this thread pass a seccomp filter.
+fn is_filtered() -> bool {
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let mode = status.lines().find_map(|line| line.strip_prefix("Seccomp:"));
+    mode.is_some_and(|mode| mode.trim() == "2")
 }
 
 /// The soft limit on locked memory, bytes.
