@@ -15,9 +15,11 @@ use crate::paths::{self, PATHS, Role};
 use crate::results::host::filesystem_of;
 use crate::results::table;
 use crate::workload::{Kind, Workload};
-use crate::{client, inspect, server, sys};
+use crate::{client, flame, inspect, server, sys};
 
 const ROUNDS_DEFAULT: usize = 5;
+/// Prime, so that it beats with no timer.
+const SAMPLE_HZ_DEFAULT: u32 = 1999;
 const POOL_CHUNK_KIB_DEFAULT: usize = 1024;
 const POOL_THREADS_DEFAULT: usize = 2;
 
@@ -37,6 +39,8 @@ enum Command {
     List,
     /// Run chosen workloads on chosen paths.
     Run(Box<RunArgs>),
+    /// Draw where a path's server spends its time under a workload.
+    Flame(FlameArgs),
     /// Dump and verify segments, indexes and checkpoints; reads only.
     Inspect(InspectArgs),
     /// What this machine offers the engine.
@@ -59,6 +63,34 @@ struct InspectArgs {
     /// JSON, one object a line.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Args)]
+struct FlameArgs {
+    /// The workload.
+    #[arg(long)]
+    workload: String,
+    /// The path.
+    #[arg(long)]
+    path: String,
+    /// A second path, drawn as well, and the first as it differs from it.
+    #[arg(long)]
+    diff: Option<String>,
+    /// Windows whose samples make a picture.
+    #[arg(long, default_value_t = ROUNDS_DEFAULT)]
+    rounds: usize,
+    /// Seconds of a window (default: the workload's own).
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// Samples per second of CPU.
+    #[arg(long, default_value_t = SAMPLE_HZ_DEFAULT, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    hz: u32,
+    /// Where pictures and records go.
+    #[arg(long, default_value = ".")]
+    out: PathBuf,
+    /// Where the corpus and scratch files go (default: rohrpost-bench in the user's cache directory).
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
 }
 
 #[derive(Args, Default)]
@@ -131,6 +163,7 @@ fn dispatch(command: Option<Command>) -> Result<ExitCode> {
         Some(Command::Run(args)) => run(&args)?,
         Some(Command::List) => list(),
         Some(Command::Inspect(args)) => return Ok(run_inspect(&args)),
+        Some(Command::Flame(args)) => draw_flames(&args)?,
         Some(Command::Doctor) => doctor(),
         Some(Command::Server) => server::main()?,
         Some(Command::Client) => client::main()?,
@@ -248,8 +281,31 @@ fn options(args: &RunArgs) -> Result<RunOptions> {
         mask_features: args.mask_features.clone(),
         pool_chunk_len: args.pool_chunk_kib.unwrap_or(POOL_CHUNK_KIB_DEFAULT) << 10,
         pool_threads: args.pool_threads.unwrap_or(POOL_THREADS_DEFAULT),
+        sample: None,
         shape,
     })
+}
+
+fn draw_flames(args: &FlameArgs) -> Result<()> {
+    let paths: Vec<_> = [Some(&args.path), args.diff.as_ref()].into_iter().flatten().cloned().collect();
+    let options = options(&RunArgs {
+        workload: vec![args.workload.clone()],
+        paths: paths.clone(),
+        rounds: Some(args.rounds),
+        seconds: args.seconds,
+        data_dir: args.data_dir.clone(),
+        ..RunArgs::default()
+    })?;
+    let mut command = format!("rohrpost-bench flame --workload {} --path {}", args.workload, args.path);
+    for (name, value) in [
+        ("diff", args.diff.clone()),
+        ("rounds", Some(args.rounds.to_string())),
+        ("seconds", args.seconds.map(|seconds| seconds.to_string())),
+        ("hz", Some(args.hz.to_string())),
+    ] {
+        command.extend(value.map(|value| format!(" --{name} {value}")));
+    }
+    flame::run(options, &flame::Settings { out: args.out.clone(), hz: args.hz, command })
 }
 
 fn run(args: &RunArgs) -> Result<()> {

@@ -8,6 +8,7 @@ pub mod cli;
 pub mod client;
 pub mod corpus;
 pub mod error;
+pub mod flame;
 pub mod inspect;
 mod interrupt;
 mod ipc;

@@ -17,6 +17,7 @@ use crate::corpus::ServedLog;
 use crate::corpus::generate::{self, Shape};
 use crate::corpus::plan::FetchPlan;
 use crate::error::{BenchError, Result};
+use crate::flame::sampler::Order;
 use crate::interrupt;
 use crate::method::proc::Counters;
 use crate::method::window::Cell;
@@ -59,6 +60,8 @@ pub struct RunOptions {
     pub pool_chunk_len: usize,
     /// Threads of the direct-read pool.
     pub pool_threads: usize,
+    /// Samples to take of every server, for pictures.
+    pub sample: Option<Order>,
     /// The default corpus, if no `segments` are given.
     pub shape: Option<Shape>,
 }
@@ -73,6 +76,7 @@ struct Env {
     mask_features: Vec<String>,
     pool_chunk_len: usize,
     pool_threads: usize,
+    sample: Option<Order>,
     device: Option<String>,
     /// Most cold bytes a second seen so far.
     cold_rate_max: f64,
@@ -129,6 +133,7 @@ pub fn run(options: &RunOptions) -> Result<Outcome> {
         mask_features: options.mask_features.clone(),
         pool_chunk_len: options.pool_chunk_len,
         pool_threads: options.pool_threads,
+        sample: options.sample.clone(),
         device: proc::device_of(device_dir),
         cold_rate_max: 0.0,
         hot_cpu_share: HashMap::new(),

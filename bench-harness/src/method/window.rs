@@ -75,6 +75,7 @@ impl Server {
             mask_features: env.mask_features.clone(),
             pool_chunk_len: env.pool_chunk_len,
             pool_threads: env.pool_threads,
+            sample: env.sample.clone(),
         };
         let mut peer = Peer::spawn("server", &config)?;
         let ready = peer.receive(START_TIMEOUT)?;

@@ -22,6 +22,7 @@ use std::os::fd::OwnedFd;
 
 use crate::corpus::ServedLog;
 use crate::error::{BenchError, Result};
+use crate::flame::sampler::{Order, Sampling};
 use crate::ipc;
 use crate::paths;
 use crate::server::produce::{Produced, Recorder};
@@ -51,6 +52,9 @@ pub struct ServerConfig {
     pub pool_chunk_len: usize,
     /// Threads of the direct-read pool.
     pub pool_threads: usize,
+    /// Samples to take of this process, from its first mark to its second.
+    #[serde(default)]
+    pub sample: Option<Order>,
 }
 
 /// The server listens.
@@ -228,9 +232,10 @@ fn serve(config: ServerConfig) -> Result<()> {
     let stop = Arc::new(Stop { flag: AtomicBool::new(false), event, done: AtomicBool::new(false) });
     // Started before pinning: it may use any core.
     let control = (stats.clone(), recorder.clone(), stop.clone());
+    let mut samples = Samples { order: config.sample.clone(), path: row.name, sampling: None };
     std::thread::Builder::new()
         .name("control".to_string())
-        .spawn(move || control_loop(&control.0, &control.1, &control.2))
+        .spawn(move || control_loop(&control.0, &control.1, &control.2, &mut samples))
         .map_err(BenchError::system("start the control thread"))?;
     sys::pin_to_core(config.core)?;
     sys::raise_priority();
@@ -243,10 +248,30 @@ fn serve(config: ServerConfig) -> Result<()> {
     (row.serve)(&mut context)
 }
 
-fn control_loop(stats: &Stats, recorder: &Recorder, stop: &Stop) {
+/// Sampling of this process, if it was asked for.
+struct Samples {
+    order: Option<Order>,
+    path: &'static str,
+    sampling: Option<Sampling>,
+}
+
+impl Samples {
+    /// The first mark starts it, the second ends it.
+    fn marked(&mut self) -> Result<()> {
+        if let Some(sampling) = self.sampling.take() {
+            return sampling.finish();
+        }
+        if let Some(order) = self.order.take() {
+            self.sampling = Some(Sampling::start(&order, self.path)?);
+        }
+        Ok(())
+    }
+}
+
+fn control_loop(stats: &Stats, recorder: &Recorder, stop: &Stop, samples: &mut Samples) {
     loop {
         let answer = match ipc::child_receive::<Command>() {
-            Ok(Some(Command::Mark)) => Ok(()),
+            Ok(Some(Command::Mark)) => samples.marked(),
             Ok(Some(Command::Stop)) => stop.set_and_wait(),
             Ok(None) => std::process::exit(0),
             Err(error) => Err(error),
