@@ -35,6 +35,7 @@ impl Server {
             mask_features: Vec::new(),
             pool_chunk_len: 64 << 10,
             pool_threads: 2,
+            sample: None,
         };
         let mut child = Command::new(env!("CARGO_BIN_EXE_rohrpost-bench"))
             .arg("server")
