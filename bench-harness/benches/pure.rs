@@ -81,7 +81,7 @@ fn index_lookup(c: &mut Criterion) {
 }
 
 fn policy(c: &mut Criterion) {
-    let facts = RangeFacts { resident: true, len: ByteCount::kib(64), forced: None };
+    let facts = RangeFacts { resident: true, forced: None, cold_by_splice: false };
     c.bench_function("policy", |b| b.iter(|| choose(black_box(facts))));
 }
 
@@ -143,7 +143,7 @@ fn shard(batch_len: usize) -> (tempfile::TempDir, NullRig<Wire>) {
     config.segment_len_max = ByteCount::mib(2047);
     config.preallocate_len_min = ByteCount::mib(1);
     rig.open(PARTITION, "t-0", config).expect("the partition opens");
-    rig.handle(Event::Accepted(CONN));
+    rig.handle(Event::Accepted { conn: CONN, remote: false });
     rig.settle();
     (scratch, rig)
 }

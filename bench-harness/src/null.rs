@@ -190,12 +190,13 @@ fn disk_event(op: DiskOp<NullPlatform>) -> Event<NullPlatform> {
         DiskOp::Write(write) => Event::Written { token: write.token, result: Ok(write.len) },
         DiskOp::Sync { token, .. } => Event::Synced { token, result: Ok(()) },
         DiskOp::Read(read) => read_event(read),
+        DiskOp::Fill(fill) => Event::Filled { token: fill.token, asked: fill.len, result: Ok(fill.len) },
     }
 }
 
 /// Makes a read, and the event that it has ended.
 pub fn read_event(read: Read<NullPlatform>) -> Event<NullPlatform> {
-    let Read { token, file, position, mut chunk, from, len } = read;
+    let Read { token, file, position, mut chunk, from, len, .. } = read;
     let into = &mut chunk.unfrozen_mut()[from..from + len];
     let result = LinuxDisk.read_at(&file, position, into).map_err(|error| error.errno);
     Event::ReadDone { token, chunk, result }
@@ -207,9 +208,10 @@ fn net_event(op: NetOp<NullPlatform>) -> Option<Event<NullPlatform>> {
         NetOp::Send(send) => {
             let len =
                 send.parts.iter().map(|part: &SendPart<_>| part.as_ref().len()).sum::<usize>() - send.skip;
-            Some(Event::Sent { conn: send.conn, result: Ok(len), released: Some(send) })
+            Some(Event::Sent { result: Ok(len), send })
         }
-        NetOp::SendFile(send) => Some(Event::Sent { conn: send.conn, result: Ok(send.len), released: None }),
+        NetOp::SendFile(send) => Some(Event::FileSent { conn: send.conn, result: Ok(send.len) }),
+        NetOp::Drain { conn, len } => Some(Event::FileSent { conn, result: Ok(len) }),
         NetOp::Close(conn) => Some(Event::Closed(conn)),
     }
 }

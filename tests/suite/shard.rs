@@ -202,7 +202,7 @@ fn take_send(rig: &mut NullRig<Letters>) -> Option<Send<NullPlatform>> {
 fn answers_leave_in_the_order_of_their_frames() {
     let (_scratch, mut rig, log) = rig(limits(), Letters);
     let conn = ConnId { slot: 3, generation: 1 };
-    rig.handle(Event::Accepted(conn));
+    rig.handle(Event::Accepted { conn, remote: false });
     rig.handle(Event::Received { conn, bytes: Ok(Received(b"PaFbPcFd".to_vec())) });
     let (mut out, mut reads) = (Vec::new(), Vec::new());
     for turn in 0.. {
@@ -216,7 +216,7 @@ fn answers_leave_in_the_order_of_their_frames() {
             let taken = &taken[..taken.len().min(10_007)];
             out.extend_from_slice(taken);
             let result = Ok(taken.len());
-            rig.handle(Event::Sent { conn, result, released: Some(send) });
+            rig.handle(Event::Sent { result, send });
         } else if let Some(read) = reads.pop() {
             assert_eq!(out, b"Pa", "the rest waits for the disk");
             rig.handle(read_event(read));

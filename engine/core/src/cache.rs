@@ -116,6 +116,14 @@ impl<L: Lease> ReadCache<L> {
         }
     }
 
+    /// Whether a position is in memory; no use of it.
+    pub fn is_resident(&self, uid: SegmentUid, position: Position) -> bool {
+        self.granules.get(&(uid, granule(position))).is_some_and(|&index| {
+            let entry = &self.entries[index as usize];
+            entry.queue != Queue::Loading && (entry.valid.0..entry.valid.1).contains(&position)
+        })
+    }
+
     /// Adds a chunk that was just written. Replaces what covered the same granules.
     pub fn insert_written(
         &mut self,

@@ -22,6 +22,12 @@ impl AsRef<[u8]> for Tag {
 }
 
 impl Lease for Tag {
+    fn sent_before(&self) -> u64 {
+        0
+    }
+
+    fn count_sent(&self, _: u64) {}
+
     fn slice(&self, range: Range<usize>) -> Self {
         Self(self.0, self.1[range].into())
     }

@@ -57,6 +57,10 @@ pub struct ShardLimits {
     pub cold_read_bytes_max: ByteCount,
     /// Length of a cold read: a power of two between the chunk limits.
     pub cold_read_len: ByteCount,
+    /// Whether long cold ranges go through pipes, past arena and page cache: the cheapest way for the core, at the
+    /// price of reading again what the next reader of the same range asks for, and of some throughput where several
+    /// such readers share a disk.
+    pub cold_by_splice: bool,
 }
 
 impl Default for ShardLimits {
@@ -74,6 +78,7 @@ impl Default for ShardLimits {
             commits_in_flight_max: 64,
             cold_read_bytes_max: ByteCount::mib(16),
             cold_read_len: ByteCount::kib(256),
+            cold_by_splice: false,
         }
     }
 }

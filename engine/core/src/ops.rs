@@ -68,11 +68,32 @@ pub struct Read<P: Platform> {
     pub from: usize,
     /// Bytes to read; a short result means the file ends there.
     pub len: usize,
+    /// Through the page cache instead of past it.
+    pub cached: bool,
+}
+
+/// Moves up to `len` bytes of a file, from `position` on, into a pipe that the driver keeps for the connection.
+/// Whatever was in the connection's pipe has been drained before.
+///
+/// Past the page cache the driver reads whole blocks and discards what lies before `position`.
+pub struct Fill<P: Platform> {
+    /// Returned in [`Event::Filled`].
+    pub token: Token,
+    /// For which connection.
+    pub conn: ConnId,
+    /// Where from.
+    pub file: P::File,
+    /// Start in the file, on no particular boundary.
+    pub position: Position,
+    /// Bytes wanted; the pipe may hold fewer.
+    pub len: usize,
+    /// Through the page cache instead of past it.
+    pub cached: bool,
 }
 
 /// One piece of a send.
 pub enum SendPart<P: Platform> {
-    /// Header bytes; the buffer returns with the operation.
+    /// Header bytes; the buffer returns with the operation. Always copied into the socket.
     Bytes(Vec<u8>),
     /// Log bytes in memory.
     Lease(P::Lease),
@@ -87,8 +108,24 @@ impl<P: Platform> AsRef<[u8]> for SendPart<P> {
     }
 }
 
+/// How leases get into the socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SendHow {
+    /// The kernel copies them.
+    #[default]
+    Copy,
+    /// The network card reads them in place, and the kernel says when it is done (`SEND_ZC`).
+    ZeroCopy,
+    /// The socket refers to their pages, and nobody says when it is done: the pages are replaced before their
+    /// memory is used again (DESIGN D4a).
+    Reference,
+}
+
 /// Send these pieces, in order, onto one connection. At most one transfer per connection is
 /// outstanding. The driver sends as much as the socket takes and reports how much.
+///
+/// The operation comes back as soon as the socket has taken bytes. What the kernel reads beyond that, the
+/// driver keeps alive by leases of its own.
 pub struct Send<P: Platform> {
     /// Onto which connection.
     pub conn: ConnId,
@@ -98,6 +135,8 @@ pub struct Send<P: Platform> {
     pub skip: usize,
     /// Whether more of the same response follows at once (`MSG_MORE`).
     pub more: bool,
+    /// How the leases among the parts are sent.
+    pub how: SendHow,
 }
 
 /// Send `len` bytes of a file from the page cache, as much as the socket takes.
@@ -125,18 +164,27 @@ pub enum DiskOp<P: Platform> {
     },
     /// See [`Read`].
     Read(Read<P>),
+    /// See [`Fill`].
+    Fill(Fill<P>),
 }
 
 /// Operations on sockets.
 pub enum NetOp<P: Platform> {
     /// Deliver what arrives on the connection as [`Event::Received`], until paused or closed.
     Receive(ConnId),
-    /// Deliver nothing more for now. One more [`Event::Received`] may already be under way.
+    /// Deliver nothing more for now. What is already under way still arrives as [`Event::Received`].
     Pause(ConnId),
     /// See [`Send`].
     Send(Send<P>),
     /// See [`SendFile`].
     SendFile(SendFile<P>),
+    /// Send up to `len` bytes of what is in the connection's pipe, as much as the socket takes.
+    Drain {
+        /// Onto which connection.
+        conn: ConnId,
+        /// At most what [`Event::Filled`] said is there.
+        len: usize,
+    },
     /// Close at once; outstanding operations end with an error first, [`Event::Closed`] comes last.
     Close(ConnId),
 }
@@ -215,7 +263,13 @@ pub enum Event<P: Platform> {
     /// No further slab is to be had.
     GrowFailed(Errno),
     /// Somebody connected.
-    Accepted(ConnId),
+    Accepted {
+        /// Where.
+        conn: ConnId,
+        /// Whether the peer is on another machine, as far as its address tells: only then may sending without a
+        /// copy pay.
+        remote: bool,
+    },
     /// Bytes arrived. Empty: the peer sends no more.
     Received {
         /// Where.
@@ -223,17 +277,32 @@ pub enum Event<P: Platform> {
         /// What, or why receiving ended.
         bytes: Result<P::RecvBuf, Errno>,
     },
-    /// A [`Send`] or [`SendFile`] ended.
+    /// A [`Fill`] ended. Comes before the connection's [`Event::Closed`].
+    Filled {
+        /// From the operation.
+        token: Token,
+        /// Bytes asked for.
+        asked: usize,
+        /// Bytes of the range asked for that are in the pipe now; 0 where the file has none there. An error means
+        /// that the pipe is empty, or that there is none to be had.
+        result: Result<usize, Errno>,
+    },
+    /// A [`Send`] ended.
     Sent {
+        /// Bytes taken by the socket.
+        result: Result<usize, Errno>,
+        /// The operation.
+        send: Send<P>,
+    },
+    /// A [`SendFile`] or [`NetOp::Drain`] ended.
+    FileSent {
         /// From the operation.
         conn: ConnId,
         /// Bytes taken by the socket.
         result: Result<usize, Errno>,
-        /// The operation's memory; `None` for files, and while the kernel still reads it.
-        released: Option<Send<P>>,
     },
-    /// Memory of an earlier send that the kernel kept beyond its completion.
-    Released(Send<P>),
+    /// The kernel has copied what it was to send without a copy: it costs more and gains nothing here.
+    CopiedAnyway(ConnId),
     /// The connection is gone and its slot may be reused.
     Closed(ConnId),
     /// A request from a handle.

@@ -129,6 +129,13 @@ pub trait Lease: Clone + Send + Sync + AsRef<[u8]> + 'static {
     /// If the range reaches beyond this view.
     fn slice(&self, range: Range<usize>) -> Self;
 
+    /// Bytes of this lease's chunk counted as sent, over all leases on it. Zero again when the chunk's memory is
+    /// taken anew.
+    fn sent_before(&self) -> u64;
+
+    /// Counts `len` bytes of the chunk as sent.
+    fn count_sent(&self, len: u64);
+
     /// Length in bytes.
     fn len(&self) -> usize {
         self.as_ref().len()

@@ -2,7 +2,7 @@
 
 use crate::cache::SegmentUid;
 use crate::message::PartitionId;
-use crate::ops::Token;
+use crate::ops::{ConnId, Token};
 
 /// Most partitions one process can name in a token.
 pub(crate) const PARTITION_ID_MAX: u32 = (1 << 28) - 1;
@@ -18,6 +18,8 @@ pub(crate) enum Purpose {
     TailRead(PartitionId),
     /// Filling a chunk of the read cache: entry and its generation.
     ColdRead(u32, u32),
+    /// Filling a connection's pipe.
+    Fill(ConnId),
     /// A step of a partition; the segment it is about, where there is one.
     Step(StepKind, PartitionId, SegmentUid),
 }
@@ -47,7 +49,9 @@ const STEPS: [StepKind; 9] = [
     StepKind::Close,
     StepKind::DeletePartition,
 ];
-const FIRST_STEP: u64 = 4;
+const FIRST_STEP: u64 = 5;
+
+const _: () = assert!(FIRST_STEP + (STEPS.len() as u64) <= 16, "four bits name the purpose");
 
 const fn pack(kind: u64, high: u32, low: u32) -> Token {
     debug_assert!(high <= PARTITION_ID_MAX);
@@ -61,6 +65,7 @@ impl Purpose {
             Purpose::CommitSync(id) => pack(1, id.0, 0),
             Purpose::TailRead(id) => pack(2, id.0, 0),
             Purpose::ColdRead(entry, generation) => pack(3, entry, generation),
+            Purpose::Fill(conn) => pack(4, conn.slot, conn.generation),
             Purpose::Step(kind, id, uid) => pack(FIRST_STEP + kind as u64, id.0, uid.0),
         }
     }
@@ -72,6 +77,7 @@ impl Purpose {
             1 => Purpose::CommitSync(PartitionId(high)),
             2 => Purpose::TailRead(PartitionId(high)),
             3 => Purpose::ColdRead(high, low),
+            4 => Purpose::Fill(ConnId { slot: high, generation: low }),
             kind => {
                 let step = STEPS[(kind - FIRST_STEP) as usize];
                 Purpose::Step(step, PartitionId(high), SegmentUid(low))
@@ -92,6 +98,7 @@ mod tests {
             Purpose::CommitSync(PartitionId(0)),
             Purpose::TailRead(id),
             Purpose::ColdRead(PARTITION_ID_MAX, u32::MAX),
+            Purpose::Fill(ConnId { slot: PARTITION_ID_MAX, generation: u32::MAX }),
         ];
         all.extend(STEPS.map(|kind| Purpose::Step(kind, id, SegmentUid(u32::MAX))));
         for purpose in all {

@@ -118,6 +118,20 @@ impl AsFd for Listener {
     }
 }
 
+/// Whether a connection's peer is on another machine, as far as addresses tell: neither loopback nor this end's own
+/// address. A container on the same host counts as remote.
+pub(crate) fn is_remote(socket: &OwnedFd) -> bool {
+    let ip = |address: Option<rustix::net::SocketAddrAny>| {
+        SocketAddr::try_from(address?).ok().map(|address| address.ip())
+    };
+    let peer = rustix::net::getpeername(socket).ok().flatten();
+    let own = rustix::net::getsockname(socket).ok();
+    let (Some(peer), Some(own)) = (ip(peer), ip(own)) else {
+        return false;
+    };
+    !peer.is_loopback() && peer != own
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::TcpStream;

@@ -10,7 +10,7 @@ use rohrpost_engine_core::disk::{Caching, Disk, OpenMode};
 use rohrpost_engine_core::limits::ShardLimits;
 use rohrpost_engine_core::message::{Reply, Ticket};
 use rohrpost_engine_core::ops::{
-    ConnId, DiskOp, Driver, Event, NetOp, Ops, Read, Send, SendPart, Token, Write,
+    ConnId, DiskOp, Driver, Event, NetOp, Ops, Read, Send, SendHow, SendPart, Token, Write,
 };
 use rohrpost_engine_core::platform::{Arena, Chunk};
 use rohrpost_engine_core::types::{ByteCount, Position};
@@ -86,10 +86,18 @@ impl<D: Driver<Platform: LinuxPlatform>> Shard<D> {
         }));
         let chunk = self.spare.take().expect("the last read gave it back");
         let (file, position) = (self.file.clone(), Position::ZERO);
-        self.ops.disk.push(DiskOp::Read(Read { token: Token(2), file, position, chunk, from: 0, len: 4096 }));
+        self.ops.disk.push(DiskOp::Read(Read {
+            token: Token(2),
+            file,
+            position,
+            chunk,
+            from: 0,
+            len: 4096,
+            cached: false,
+        }));
         let header = SendPart::Bytes(self.header.take().expect("the last send gave it back"));
         let parts = [header, SendPart::Lease(self.body.lease(0..1000))].into_iter().collect();
-        self.ops.net.push(NetOp::Send(Send { conn, parts, skip: 0, more: false }));
+        self.ops.net.push(NetOp::Send(Send { conn, parts, skip: 0, more: false, how: SendHow::Copy }));
         let mut outstanding = 4;
         while outstanding > 0 {
             self.driver.turn(&mut self.ops, &mut self.events, None).expect("a turn");
@@ -99,12 +107,9 @@ impl<D: Driver<Platform: LinuxPlatform>> Shard<D> {
                     Event::Written { result, .. } => assert_eq!(result, Ok(ByteCount::new(8192))),
                     Event::ReadDone { chunk, .. } => self.spare = Some(chunk),
                     Event::Received { bytes, .. } => assert_eq!(bytes.expect("bytes").as_ref(), b"request!"),
-                    Event::Sent { result, released, .. } => {
+                    Event::Sent { result, mut send } => {
                         assert_eq!(result, Ok(1008));
-                        let mut released = released.expect("memory comes back");
-                        let Some(SendPart::Bytes(bytes)) = released.parts.pop_at(0) else {
-                            panic!("a header")
-                        };
+                        let Some(SendPart::Bytes(bytes)) = send.parts.pop_at(0) else { panic!("a header") };
                         self.header = Some(bytes);
                     }
                     _ => panic!("nothing else happens"),
@@ -173,7 +178,7 @@ fn no_allocation_after_warm_up<D: Driver<Platform: LinuxPlatform>>(driver: D, ad
     let mut client = TcpStream::connect(address).expect("the listener listens");
     let conn = loop {
         shard.driver.turn(&mut shard.ops, &mut shard.events, None).expect("a turn");
-        if let Some(Event::Accepted(conn)) = shard.events.pop() {
+        if let Some(Event::Accepted { conn, .. }) = shard.events.pop() {
             break conn;
         }
     };

@@ -185,6 +185,12 @@ impl SimDriver {
                     self.note("read", &numbers);
                     self.push_drawn(Job::Read(read));
                 }
+                DiskOp::Fill(fill) => {
+                    let numbers = [fill.conn.slot.into(), fill.position.get(), fill.len as u64];
+                    self.note("fill", &numbers);
+                    let delay = self.delays.draw(&mut self.prng);
+                    self.net.fill(fill, self.now, delay);
+                }
             }
         }
         self.net.submit(&mut ops.net, &self.disk, self.now, &self.delays);
@@ -357,7 +363,7 @@ fn shuffle_but_requests(events: &mut [Event<SimPlatform>], prng: &mut Prng) {
             Event::Request(..)
                 | Event::StepDone { .. }
                 | Event::Received { .. }
-                | Event::Accepted(_)
+                | Event::Accepted { .. }
                 | Event::Closed(_)
         )
     };

@@ -5,6 +5,7 @@
 //! Always holds: no two live owners share a granule; what a chunk froze can never be written again.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rohrpost_engine_core::platform::{Arena, CHUNK_LEN_MAX, CHUNK_LEN_MIN, Chunk, DIRECT_IO_ALIGN, Lease};
@@ -41,6 +42,7 @@ struct Region {
     offset: usize,
     len: usize,
     bounce: bool,
+    sent: AtomicU64,
 }
 
 /// The simulated arena of one shard.
@@ -175,14 +177,26 @@ impl Arena for SimArena {
         assert!((CHUNK_LEN_MIN..=CHUNK_LEN_MAX).contains(&len), "chunk of {len} bytes");
         self.slabs.iter().find_map(|slab| {
             let offset = slab.take(len.as_usize() / GRANULE)?;
-            Some(SimChunk::new(Region { slab: slab.clone(), offset, len: len.as_usize(), bounce: false }))
+            Some(SimChunk::new(Region {
+                slab: slab.clone(),
+                offset,
+                len: len.as_usize(),
+                bounce: false,
+                sent: AtomicU64::new(0),
+            }))
         })
     }
 
     fn take_bounce(&mut self, beside: &SimLease) -> Option<SimChunk> {
         let slab = beside.region.slab.clone();
         let offset = slab.state().bounces_free.pop()?;
-        Some(SimChunk::new(Region { slab, offset, len: DIRECT_IO_ALIGN as usize, bounce: true }))
+        Some(SimChunk::new(Region {
+            slab,
+            offset,
+            len: DIRECT_IO_ALIGN as usize,
+            bounce: true,
+            sent: AtomicU64::new(0),
+        }))
     }
 
     fn adopt(&mut self, slab: SimSlab) {
@@ -245,6 +259,14 @@ impl AsRef<[u8]> for SimLease {
 }
 
 impl Lease for SimLease {
+    fn sent_before(&self) -> u64 {
+        self.region.sent.load(Ordering::Relaxed)
+    }
+
+    fn count_sent(&self, len: u64) {
+        self.region.sent.fetch_add(len, Ordering::Relaxed);
+    }
+
     fn slice(&self, range: Range<usize>) -> Self {
         assert!(range.start <= range.end, "a slice that ends before it begins: {range:?}");
         assert!(range.end <= self.range.len(), "a slice beyond its lease: {range:?} of {}", self.range.len());

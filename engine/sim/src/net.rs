@@ -1,5 +1,6 @@
-//! Simulated connections: bytes arrive in pieces of any length, sends are taken in part, peers reset, memory of a send
-//! may come back after its completion. Owns both directions of every connection and the sends under way.
+//! Simulated connections: bytes arrive in pieces of any length, sends are taken in part, peers reset, what was sent
+//! without a copy is read late, pipes are refused. Owns both directions of every connection, its pipe, and the sends
+//! under way.
 //!
 //! Always holds: bytes of one direction keep their order; one transfer per connection at a time (a second one is the
 //! core's bug); a closed connection's operations end before its `Closed`.
@@ -7,10 +8,11 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use rohrpost_engine_core::disk::Errno;
-use rohrpost_engine_core::ops::{ConnId, Event, NetOp, Send, SendFile};
+use rohrpost_engine_core::ops::{ConnId, Event, Fill, NetOp, Send, SendFile, SendHow, SendPart};
 
 use crate::disk::SimDisk;
 use crate::fault::Delays;
+use crate::memory::SimLease;
 use crate::platform::{SimPlatform, SimRecvBuf};
 use crate::prng::Prng;
 
@@ -20,13 +22,16 @@ const PIECE_LEN_MAX: usize = 4096;
 enum Transfer {
     Memory(Box<Send<SimPlatform>>),
     File(SendFile<SimPlatform>),
+    Drain(usize),
 }
 
 enum Job {
     Accept,
     Deliver,
     Finish(Transfer),
-    Release(Box<Send<SimPlatform>>),
+    Fill(Fill<SimPlatform>),
+    /// The kernel is done with what it read in place; the leases go.
+    Forget(Vec<SimLease>),
     Close,
 }
 
@@ -42,6 +47,8 @@ struct Conn {
     done_told: bool,
     reset: bool,
     transferring: bool,
+    filling: bool,
+    pipe: Vec<u8>,
     closing: bool,
     /// Everything of a connection that must keep its order happens no earlier than this.
     order: u64,
@@ -54,15 +61,16 @@ pub struct Net {
     generations: u32,
     seq: u64,
     jobs: BTreeMap<(u64, u64), (ConnId, Job)>,
-    /// Chance in 65,536 that the memory of a send comes back after its completion, as zero-copy sends do. None of
-    /// this version's transfer modes does so, and the core takes a completion without memory for that of a file.
-    pub release_late: u32,
+    /// Chance in 65,536 that a fill finds no pipe.
+    pub pipes_refused: u32,
+    /// Chance in 65,536 that a new connection's peer is remote.
+    pub remote: u32,
 }
 
 impl Net {
     pub(crate) fn new(prng: Prng) -> Self {
         let (conns, jobs) = (BTreeMap::new(), BTreeMap::new());
-        Self { prng, conns, generations: 0, seq: 0, jobs, release_late: 0 }
+        Self { prng, conns, generations: 0, seq: 0, jobs, pipes_refused: 8192, remote: 16_384 }
     }
 
     /// A client connects to slot `slot`, which must be free.
@@ -147,6 +155,11 @@ impl Net {
                     assert!(send.len > 0, "a send of nothing");
                     self.transfer(send.conn, Transfer::File(send), now, delays, disk);
                 }
+                NetOp::Drain { conn, len } => {
+                    let held = self.conns.get(&conn).map_or(0, |state| state.pipe.len());
+                    assert!(len > 0 && len <= held, "{len} of {held} bytes are to leave a pipe");
+                    self.transfer(conn, Transfer::Drain(len), now, delays, disk);
+                }
                 NetOp::Close(conn) => {
                     if let Some(state) = self.conns.get_mut(&conn) {
                         assert!(!state.closing, "{conn:?} is closed twice");
@@ -166,10 +179,41 @@ impl Net {
         let (kind, skip) = match &transfer {
             Transfer::Memory(send) => (send.parts.len() as u64, send.skip as u64),
             Transfer::File(send) => (0, send.position.get()),
+            Transfer::Drain(len) => (0, *len as u64),
         };
         disk.storage().trace.note("send", &[conn.slot.into(), kind, skip]);
         let delay = delays.draw(&mut self.prng);
         self.push(conn, now, delay, Job::Finish(transfer));
+    }
+
+    /// Fills a connection's pipe, in a while.
+    pub(crate) fn fill(&mut self, fill: Fill<SimPlatform>, now: u64, delay: u64) {
+        let conn = fill.conn;
+        let state = self.conns.get_mut(&conn).expect("a fill for a connection that is gone");
+        assert!(!state.filling && state.pipe.is_empty(), "a pipe of {conn:?} is filled twice");
+        assert!(fill.len > 0 && !state.closing, "a fill of nothing, or after the close");
+        state.filling = true;
+        self.push(conn, now, delay, Job::Fill(fill));
+    }
+
+    fn finish_fill(&mut self, fill: &Fill<SimPlatform>, disk: &SimDisk) -> Event<SimPlatform> {
+        let (token, asked) = (fill.token, fill.len);
+        let refused = self.prng.chance(self.pipes_refused);
+        // Pipes hold what they hold.
+        let len = self.prng.range(1, fill.len as u64) as usize;
+        let state = self.conns.get_mut(&fill.conn).expect("Closed comes after the fill");
+        state.filling = false;
+        let inode = fill.file.description().inode;
+        let result = match disk.storage().peek_inode(inode, fill.position.get(), len) {
+            _ if refused => Err(Errno::AGAIN),
+            Some(bytes) => {
+                state.pipe = bytes;
+                Ok(state.pipe.len())
+            }
+            None => Err(Errno::IO),
+        };
+        disk.storage().trace.note("filled", &[fill.conn.slot.into(), result.unwrap_or(0) as u64]);
+        Event::Filled { token, asked, result }
     }
 
     fn deliver_soon(&mut self, conn: ConnId, now: u64) {
@@ -191,6 +235,13 @@ impl Net {
         self.jobs.insert((due, self.seq), (conn, job));
     }
 
+    /// Something that no order of the connection holds back.
+    fn push_unordered(&mut self, conn: ConnId, now: u64, delay_max: u64, job: Job) {
+        self.seq += 1;
+        let due = now + self.prng.range(0, delay_max);
+        self.jobs.insert((due, self.seq), (conn, job));
+    }
+
     pub(crate) fn collect(&mut self, now: u64, disk: &SimDisk, events: &mut Vec<Event<SimPlatform>>) {
         while let Some(entry) = self.jobs.first_entry() {
             if entry.key().0 > now {
@@ -202,11 +253,18 @@ impl Net {
                     if let Some(state) = self.conns.get_mut(&conn) {
                         state.accepted = true;
                     }
-                    events.push(Event::Accepted(conn));
+                    let remote = self.prng.chance(self.remote);
+                    events.push(Event::Accepted { conn, remote });
                 }
                 Job::Deliver => self.deliver(conn, now, events),
                 Job::Finish(transfer) => self.finish(conn, transfer, now, disk, events),
-                Job::Release(send) => events.push(Event::Released(*send)),
+                Job::Fill(fill) => events.push(self.finish_fill(&fill, disk)),
+                Job::Forget(leases) => {
+                    drop(leases);
+                    if self.prng.one_in(4) {
+                        events.push(Event::CopiedAnyway(conn));
+                    }
+                }
                 Job::Close => {
                     self.conns.remove(&conn);
                     events.push(Event::Closed(conn));
@@ -247,7 +305,6 @@ impl Net {
         events: &mut Vec<Event<SimPlatform>>,
     ) {
         let reset = self.conns.get(&conn).is_none_or(|state| state.reset);
-        let closing = self.conns.get(&conn).is_none_or(|state| state.closing);
         let bytes = match &transfer {
             _ if reset => Err(Errno::CONNRESET),
             Transfer::Memory(send) => {
@@ -258,6 +315,7 @@ impl Net {
                 let file = send.file.description();
                 disk.storage().peek_inode(file.inode, send.position.get(), send.len).ok_or(Errno::IO)
             }
+            Transfer::Drain(len) => Ok(self.conns[&conn].pipe[..*len].to_vec()),
         };
         let result = bytes.map(|mut bytes| {
             let len = bytes.len() as u64;
@@ -266,20 +324,26 @@ impl Net {
             disk.storage().trace.note("send-done", &[conn.slot.into(), len, taken]);
             if let Some(state) = self.conns.get_mut(&conn) {
                 state.to_client.extend_from_slice(&bytes);
+                if matches!(transfer, Transfer::Drain(_)) {
+                    state.pipe.drain(..bytes.len());
+                }
             }
             bytes.len()
         });
         if let Some(state) = self.conns.get_mut(&conn) {
             state.transferring = false;
         }
-        let released = match transfer {
-            Transfer::File(_) => None,
-            Transfer::Memory(send) if !closing && self.prng.chance(self.release_late) => {
-                self.push(conn, now, 3_000_000, Job::Release(send));
-                None
-            }
-            Transfer::Memory(send) => Some(*send),
+        let Transfer::Memory(send) = transfer else {
+            events.push(Event::FileSent { conn, result });
+            return;
         };
-        events.push(Event::Sent { conn, result, released });
+        if send.how == SendHow::ZeroCopy && result.is_ok() {
+            let leases = send.parts.iter().filter_map(|part| match part {
+                SendPart::Lease(lease) => Some(lease.clone()),
+                SendPart::Bytes(_) => None,
+            });
+            self.push_unordered(conn, now, 3_000_000, Job::Forget(leases.collect()));
+        }
+        events.push(Event::Sent { result, send: *send });
     }
 }

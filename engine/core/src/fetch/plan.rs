@@ -58,6 +58,12 @@ impl<P: Platform> Partition<P> {
         }
     }
 
+    /// Whether the end of a range is in memory, and so most likely all of it.
+    pub(crate) fn is_resident(&self, memory: &Memory<P>, uid: SegmentUid, end: Position) -> bool {
+        let last = Position::new(end.get().saturating_sub(1));
+        self.tail.lease_at(uid, last, end).is_some() || memory.cache.is_resident(uid, last)
+    }
+
     /// Where to start walking for `request` in segment `index`.
     pub(crate) fn walk_start(&self, index: usize, request: &FetchRequest) -> Position {
         self.segments[index].index.offsets().start_before(request.offset).position

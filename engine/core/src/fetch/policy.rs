@@ -1,33 +1,67 @@
-//! Which way the bytes of a range take. One pure function; the facts behind it are measurements
-//! (docs/KERNEL.md, and the harness's results).
+//! Which way the bytes of a range take: two pure functions, one for a planned range, one for each piece of it that
+//! is in memory. The facts behind them are measurements (docs/KERNEL.md, and the harness's results).
 
 use crate::fetch::Mode;
+use crate::ops::SendHow;
 use crate::types::ByteCount;
 
-/// What is known about a range when it is about to be sent.
+/// Ranges shorter than this are copied: the header travels in the same call, and the copy costs less than two
+/// further system calls.
+pub const REFERENCE_LEN_MIN: ByteCount = ByteCount::kib(32);
+
+/// Ranges shorter than this are copied to remote peers as well: the kernel's documentation puts the point at which
+/// `SEND_ZC` starts to pay at about 10 KiB, and each such send has a second completion.
+pub const ZERO_COPY_LEN_MIN: ByteCount = ByteCount::kib(64);
+
+/// What is known about a range when it is planned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RangeFacts {
-    /// Whether its start is in the arena.
+    /// Whether it is in the arena.
     pub resident: bool,
-    /// Its length.
+    /// The mode the request forces, if any.
+    pub forced: Option<Mode>,
+    /// Whether what is cold is to go through pipes, uncached (an option of the shard).
+    pub cold_by_splice: bool,
+}
+
+/// Chooses a range's mode. Cold bytes never come through the page cache unless a request forces it: a page cache
+/// miss would stall every connection of the shard.
+pub const fn choose(facts: RangeFacts) -> Mode {
+    match facts.forced {
+        Some(mode) => mode,
+        None if facts.resident => Mode::Send,
+        None if facts.cold_by_splice => Mode::DirectSplice,
+        None => Mode::DirectSend,
+    }
+}
+
+/// What is known about a piece in memory when it is about to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PieceFacts {
+    /// Length of the range it belongs to.
     pub len: ByteCount,
+    /// Whether its memory has been sent before: lending pages pays from the second reader on, because the price,
+    /// replacing them, falls due once.
+    pub shared: bool,
+    /// Whether the connection's peer is remote and has not been found to get copies all the same.
+    pub zero_copy: bool,
     /// The mode the request forces, if any.
     pub forced: Option<Mode>,
 }
 
-/// Chooses the mode. Cold bytes never come through the page cache unless a request forces it: a page
-/// cache miss would stall every connection of the shard.
-pub const fn choose(facts: RangeFacts) -> Mode {
+/// Chooses how a piece is sent by a driver with these modes.
+pub fn hand_over(facts: PieceFacts, modes: &[Mode]) -> SendHow {
     match facts.forced {
-        Some(Mode::Sendfile) => Mode::Sendfile,
-        // A forced `send` still has to bring a cold range into memory first.
-        Some(Mode::Send | Mode::DirectSend) | None => {
-            if facts.resident {
-                Mode::Send
-            } else {
-                Mode::DirectSend
-            }
+        Some(Mode::SendZc | Mode::DirectSendZc) => SendHow::ZeroCopy,
+        Some(Mode::SendRef) => SendHow::Reference,
+        Some(_) => SendHow::Copy,
+        None if facts.zero_copy && facts.len >= ZERO_COPY_LEN_MIN && modes.contains(&Mode::SendZc) => {
+            SendHow::ZeroCopy
         }
+        None if facts.shared && facts.len >= REFERENCE_LEN_MIN && modes.contains(&Mode::SendRef) => {
+            SendHow::Reference
+        }
+        None => SendHow::Copy,
     }
 }
 
@@ -37,11 +71,37 @@ mod tests {
 
     #[test]
     fn cold_ranges_stay_off_the_page_cache_unless_forced() {
-        let facts = |resident, forced| RangeFacts { resident, len: ByteCount::kib(64), forced };
-        assert_eq!(choose(facts(true, None)), Mode::Send);
-        assert_eq!(choose(facts(false, None)), Mode::DirectSend);
-        assert_eq!(choose(facts(false, Some(Mode::Send))), Mode::DirectSend);
-        assert_eq!(choose(facts(true, Some(Mode::DirectSend))), Mode::Send);
-        assert_eq!(choose(facts(true, Some(Mode::Sendfile))), Mode::Sendfile);
+        for resident in [false, true] {
+            for cold_by_splice in [false, true] {
+                let free = choose(RangeFacts { resident, forced: None, cold_by_splice });
+                assert!(!matches!(free, Mode::Sendfile | Mode::Splice | Mode::ReadSend), "{free}");
+                for &mode in Mode::ALL {
+                    assert_eq!(choose(RangeFacts { resident, forced: Some(mode), cold_by_splice }), mode);
+                }
+            }
+        }
+        let cold = |cold_by_splice| choose(RangeFacts { resident: false, forced: None, cold_by_splice });
+        assert_eq!((cold(false), cold(true)), (Mode::DirectSend, Mode::DirectSplice));
+    }
+
+    #[test]
+    fn pages_are_lent_only_to_further_readers_of_long_ranges() {
+        let facts = |len, shared| PieceFacts { len, shared, zero_copy: false, forced: None };
+        let long = REFERENCE_LEN_MIN;
+        let short = ByteCount::new(long.get() - 1);
+        assert_eq!(hand_over(facts(long, true), Mode::ALL), SendHow::Reference);
+        assert_eq!(hand_over(facts(long, false), Mode::ALL), SendHow::Copy);
+        assert_eq!(hand_over(facts(short, true), Mode::ALL), SendHow::Copy);
+        assert_eq!(hand_over(facts(long, true), &[Mode::Send]), SendHow::Copy, "the driver cannot");
+    }
+
+    #[test]
+    fn zero_copy_is_for_remote_peers_and_never_without_the_driver() {
+        let facts = |zero_copy| PieceFacts { len: ZERO_COPY_LEN_MIN, shared: true, zero_copy, forced: None };
+        assert_eq!(hand_over(facts(true), Mode::ALL), SendHow::ZeroCopy);
+        assert_eq!(hand_over(facts(false), Mode::ALL), SendHow::Reference);
+        assert_eq!(hand_over(facts(true), &[Mode::Send]), SendHow::Copy);
+        let forced = PieceFacts { forced: Some(Mode::ReadSend), ..facts(true) };
+        assert_eq!(hand_over(forced, Mode::ALL), SendHow::Copy);
     }
 }

@@ -120,7 +120,15 @@ impl<P: Platform> Partition<P> {
                     let from = block.since(position).as_usize();
                     let token = Purpose::TailRead(self.id).token();
                     let len = DIRECT_IO_ALIGN as usize;
-                    ops.disk.push(DiskOp::Read(Read { token, file, position: block, chunk, from, len }));
+                    ops.disk.push(DiskOp::Read(Read {
+                        token,
+                        file,
+                        position: block,
+                        chunk,
+                        from,
+                        len,
+                        cached: false,
+                    }));
                     self.tail_state = TailState::Reading;
                     return Err(Refused::Wait);
                 }

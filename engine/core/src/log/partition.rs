@@ -17,13 +17,14 @@ use crate::format::names::TopicId;
 use crate::format::names::TopicPartition;
 use crate::format::side_file::SegmentIdentity;
 use crate::log::LogConfig;
-use crate::log::segment::{Segment, SegmentState};
-use crate::log::step::OpenedLog;
+use crate::log::segment::{Segment, SegmentFile, SegmentState};
+use crate::log::step::{OpenedLog, Step};
 use crate::log::tail::Tail;
 use crate::memory::Memory;
 use crate::message::{Appended, PartitionId, Ticket, Watermarks};
-use crate::ops::ConnId;
+use crate::ops::{ConnId, Ops};
 use crate::platform::{CHUNK_LEN_MIN, Platform};
+use crate::token::StepKind;
 use crate::types::{ByteCount, LeaderEpoch, Nanos, Offset, Position};
 
 /// Who gets the answer to a request.
@@ -285,6 +286,21 @@ impl<P: Platform> Partition<P> {
     pub(crate) fn end_appends(&mut self, error: &AppendError, outcomes: &mut Vec<AckOutcome>) {
         outcomes.extend(self.acks.drain(..).map(|ack| (ack.origin, Err(error.clone()))));
         outcomes.extend(self.waiting.drain(..).map(|append| (append.origin, Err(error.clone()))));
+    }
+
+    /// The file of a segment; `None` while it is being opened, which this asks for if nobody has.
+    pub(crate) fn segment_file(&mut self, index: usize, ops: &mut Ops<P>) -> Option<P::File> {
+        let segment = &mut self.segments[index];
+        match &segment.file {
+            SegmentFile::Open(file) => return Some(file.clone()),
+            SegmentFile::Requested => return None,
+            SegmentFile::Closed => {}
+        }
+        segment.file = SegmentFile::Requested;
+        let base_offset = segment.base_offset;
+        let step = Step::OpenSegment { name: self.name.clone(), config: self.config.clone(), base_offset };
+        self.push_step(StepKind::OpenSegment, Some(index), step, ops);
+        None
     }
 
     fn identity(&self, base_offset: Offset) -> SegmentIdentity {

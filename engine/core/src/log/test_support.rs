@@ -31,6 +31,14 @@ impl AsRef<[u8]> for NoMemory {
 }
 
 impl Lease for NoMemory {
+    fn sent_before(&self) -> u64 {
+        match *self {}
+    }
+
+    fn count_sent(&self, _: u64) {
+        match *self {}
+    }
+
     fn slice(&self, _: Range<usize>) -> Self {
         match *self {}
     }

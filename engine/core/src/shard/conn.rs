@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use arrayvec::ArrayVec;
 
 use crate::fetch::transfer::FetchId;
-use crate::ops::{ConnId, SEND_PARTS_MAX, Send, SendPart};
+use crate::ops::{ConnId, SEND_PARTS_MAX, Send, SendHow, SendPart};
 use crate::platform::Platform;
 use crate::types::Nanos;
 
@@ -22,6 +22,17 @@ pub(crate) enum AnswerState {
     Waiting,
     /// Its header is written; log bytes follow from the fetch, if there is one.
     Ready(Option<FetchId>),
+}
+
+/// What the pipe of a connection is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pipe {
+    /// So many bytes of the fetch at the head are in it.
+    Holds(usize),
+    /// A fill waits for its turn at the device.
+    Queued,
+    /// A fill is under way.
+    Filling,
 }
 
 /// One answer.
@@ -44,6 +55,12 @@ pub(crate) struct Conn<P: Platform, C> {
     pub(crate) first_sequence: u64,
     outgoing: ArrayVec<SendPart<P>, SEND_PARTS_MAX>,
     skip: usize,
+    /// How the leases among the staged parts are sent; all the same way.
+    how: SendHow,
+    /// Whether sending without a copy may pay: the peer is remote, and the kernel has not copied all the same.
+    pub(crate) zero_copy: bool,
+    /// What the connection's pipe is doing.
+    pub(crate) pipe: Pipe,
     /// A transfer is outstanding: the peer has taken nothing of it.
     pub(crate) sending: bool,
     /// Since when, if one is.
@@ -60,7 +77,7 @@ pub(crate) struct Conn<P: Platform, C> {
 }
 
 impl<P: Platform, C: Default> Conn<P, C> {
-    pub(crate) fn new(id: ConnId) -> Self {
+    pub(crate) fn new(id: ConnId, remote: bool) -> Self {
         Self {
             id,
             service: C::default(),
@@ -70,6 +87,9 @@ impl<P: Platform, C: Default> Conn<P, C> {
             first_sequence: 0,
             outgoing: ArrayVec::new(),
             skip: 0,
+            how: SendHow::Copy,
+            zero_copy: remote,
+            pipe: Pipe::Holds(0),
             sending: false,
             sending_since: Nanos::ZERO,
             queued: false,
@@ -129,6 +149,14 @@ impl<P: Platform, C> Conn<P, C> {
         self.outgoing.push(part);
     }
 
+    /// Whether a lease that is to be sent this way can join what is staged.
+    pub(crate) fn goes_with(&mut self, how: SendHow) -> bool {
+        if self.outgoing.iter().all(|part| matches!(part, SendPart::Bytes(_))) {
+            self.how = how;
+        }
+        self.how == how
+    }
+
     /// Bytes staged.
     pub(crate) fn staged_len(&self) -> usize {
         let len: usize = self.outgoing.iter().map(|part| part.as_ref().len()).sum();
@@ -142,11 +170,12 @@ impl<P: Platform, C> Conn<P, C> {
         }
         self.sending = true;
         let parts = std::mem::take(&mut self.outgoing);
-        Some(Send { conn: self.id, parts, skip: std::mem::take(&mut self.skip), more })
+        Some(Send { conn: self.id, parts, skip: std::mem::take(&mut self.skip), more, how: self.how })
     }
 
     /// A send took `len` bytes: what is left is staged again. Nothing was staged while it was under way.
     pub(crate) fn restage(&mut self, mut send: Send<P>, len: usize) {
+        self.how = send.how;
         let mut sent = send.skip + len;
         for part in send.parts.drain(..) {
             let part_len = part.as_ref().len();

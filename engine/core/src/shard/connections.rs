@@ -1,53 +1,23 @@
-//! Connections of a shard: receiving, splitting frames, answering in order, sending in turns.
+//! Connections of a shard: receiving, splitting frames, answering in order. Sending is `sends`.
 
 use crate::disk::Errno;
-use crate::error::FetchError;
-use crate::fetch::Mode;
-use crate::fetch::transfer::{FetchId, FetchState};
-use crate::limits::TURN_SEND_BYTES;
 use crate::log::partition::Origin;
-use crate::log::segment::SegmentFile;
-use crate::log::step::Step;
-use crate::ops::{ConnId, NetOp, Now, Ops, Send, SendFile, SendPart};
+use crate::ops::{ConnId, NetOp, Now, Ops};
 use crate::platform::Platform;
 use crate::service::{Answer, Frame, Service};
 use crate::shard::Core;
 use crate::shard::appends::Batches;
 use crate::shard::conn::{AnswerState, Conn, Response};
-use crate::token::StepKind;
-use crate::types::{ByteCount, Position};
-
-/// Most bytes in one send: small enough that a turn serves several connections, large enough that the
-/// cost of a send does not show.
-const SEND_LEN_MAX: usize = 256 << 10;
-
-/// What the head of a connection's answers has for the socket.
-enum Staged {
-    /// Nothing now.
-    Nothing,
-    /// Pieces are staged.
-    Parts { more: bool },
-    /// A range of a file, after everything staged has left.
-    File(SendFileRange),
-    /// The connection cannot go on.
-    Broken,
-}
-
-struct SendFileRange {
-    fetch: FetchId,
-    position: Position,
-    len: usize,
-}
 
 impl<P: Platform, C: Default> Core<P, C> {
-    pub(super) fn handle_accepted(&mut self, id: ConnId, ops: &mut Ops<P>) {
+    pub(super) fn handle_accepted(&mut self, id: ConnId, remote: bool, ops: &mut Ops<P>) {
         let Some(slot) = self.conns.get_mut(id.slot as usize) else {
             // The driver was configured with a larger table than the limits: refuse.
             ops.net.push(NetOp::Close(id));
             return;
         };
         debug_assert!(slot.is_none(), "a slot is reused after Closed");
-        *slot = Some(Box::new(Conn::new(id)));
+        *slot = Some(Box::new(Conn::new(id, remote)));
         ops.net.push(NetOp::Receive(id));
     }
 }
@@ -65,6 +35,13 @@ impl<P: Platform, C> Core<P, C> {
         {
             conn.queued = true;
             self.sendable.push_back(id);
+        }
+    }
+
+    /// The kernel copies this connection's bytes even where it need not.
+    pub(super) fn handle_copied_anyway(&mut self, id: ConnId) {
+        if let Some(conn) = self.conn_mut(id) {
+            conn.zero_copy = false;
         }
     }
 
@@ -212,197 +189,8 @@ impl<P: Platform, C> Core<P, C> {
         }
     }
 
-    /// Sends for connections in turn, until the turn's bytes are used up.
-    pub(super) fn poll_sends<S: Service<Connection = C>>(
-        &mut self,
-        service: &mut S,
-        now: Now,
-        ops: &mut Ops<P>,
-    ) {
-        let mut budget = TURN_SEND_BYTES.as_usize();
-        for _ in 0..self.sendable.len() {
-            if budget == 0 {
-                return;
-            }
-            let Some(id) = self.sendable.pop_front() else { return };
-            let Some(conn) = self.conn_mut(id) else { continue };
-            conn.queued = false;
-            if !conn.sending {
-                let sent = self.send_some(id, ops);
-                budget = budget.saturating_sub(sent);
-                if let Some(conn) = self.conn_mut(id) {
-                    conn.sending_since = now.mono;
-                }
-            }
-            self.resume(id, service, now, ops);
-        }
-    }
-
-    /// Pushes the next send of a connection; returns its length.
-    fn send_some(&mut self, id: ConnId, ops: &mut Ops<P>) -> usize {
-        match self.stage(id) {
-            Staged::Broken => {
-                self.close(id, ops);
-                0
-            }
-            Staged::Nothing => {
-                if let Some(conn) = self.conn_mut(id)
-                    && conn.is_done()
-                {
-                    self.close(id, ops);
-                }
-                0
-            }
-            Staged::Parts { more } => {
-                let Some(conn) = self.conn_mut(id) else { return 0 };
-                let len = conn.staged_len();
-                if let Some(send) = conn.take_staged(more) {
-                    ops.net.push(NetOp::Send(send));
-                }
-                len
-            }
-            Staged::File(range) => self.send_file(id, &range, ops),
-        }
-    }
-
-    /// Stages pieces of the answers at the head of a connection.
-    fn stage(&mut self, id: ConnId) -> Staged {
-        loop {
-            let Some(conn) = self.conn_mut(id) else { return Staged::Nothing };
-            let staged = conn.staged_len();
-            let parts = if staged > 0 { Staged::Parts { more: false } } else { Staged::Nothing };
-            if staged >= SEND_LEN_MAX || !conn.has_room() {
-                return parts;
-            }
-            let Some(response) = conn.responses.front_mut() else { return parts };
-            let AnswerState::Ready(fetch) = response.state else { return parts };
-            if !response.header.is_empty() {
-                let header = std::mem::take(&mut response.header);
-                conn.stage(SendPart::Bytes(header));
-                continue;
-            }
-            let Some(fetch) = fetch else {
-                conn.finish_response();
-                continue;
-            };
-            match self.stage_fetch(id, fetch, SEND_LEN_MAX - staged) {
-                Ok(true) => {}
-                Ok(false) if staged > 0 => return Staged::Parts { more: true },
-                Ok(false) => return self.file_range(fetch).map_or(Staged::Nothing, Staged::File),
-                Err(_) => return Staged::Broken,
-            }
-        }
-    }
-
-    /// Stages the next piece of a fetch, or ends it. `false`: nothing can be staged now.
-    fn stage_fetch(&mut self, id: ConnId, fetch: FetchId, len_max: usize) -> Result<bool, FetchError> {
-        let Some(entry) = self.fetches.get_mut(fetch) else { return Err(FetchError::Cancelled) };
-        let FetchState::Streaming(stream) = &entry.state else { return Err(FetchError::Cancelled) };
-        if stream.at >= stream.end {
-            self.fetches.end(fetch);
-            if let Some(conn) = self.conn_mut(id) {
-                conn.finish_response();
-            }
-            return Ok(true);
-        }
-        if stream.mode == Mode::Sendfile {
-            return Ok(false);
-        }
-        let Some(piece) = self.next_piece(fetch, len_max)? else { return Ok(false) };
-        if let Some(conn) = self.conn_mut(id) {
-            conn.stage(SendPart::Lease(piece));
-        }
-        Ok(true)
-    }
-
-    /// The next range of a fetch that goes by `sendfile`.
-    fn file_range(&mut self, fetch: FetchId) -> Option<SendFileRange> {
-        let entry = self.fetches.get_mut(fetch)?;
-        let FetchState::Streaming(stream) = &entry.state else { return None };
-        if stream.mode != Mode::Sendfile {
-            return None;
-        }
-        let len = stream.end.since(stream.at).as_usize().min(SEND_LEN_MAX);
-        Some(SendFileRange { fetch, position: stream.at, len })
-    }
-
-    fn send_file(&mut self, id: ConnId, range: &SendFileRange, ops: &mut Ops<P>) -> usize {
-        let Some(entry) = self.fetches.get_mut(range.fetch) else { return 0 };
-        let FetchState::Streaming(stream) = &entry.state else { return 0 };
-        let (uid, partition_id) = (stream.uid, entry.request.partition);
-        let Some(partition) = self.partitions.get_mut(partition_id) else {
-            self.close(id, ops);
-            return 0;
-        };
-        let Some(index) = partition.segment_index(uid) else {
-            self.close(id, ops);
-            return 0;
-        };
-        let file = match &partition.segments[index].file {
-            SegmentFile::Open(file) => file.clone(),
-            SegmentFile::Requested => {
-                self.waiting_for_file.push(id);
-                return 0;
-            }
-            SegmentFile::Closed => {
-                let step = Step::OpenSegment {
-                    name: partition.name.clone(),
-                    config: partition.config.clone(),
-                    base_offset: partition.segments[index].base_offset,
-                };
-                partition.segments[index].file = SegmentFile::Requested;
-                partition.push_step(StepKind::OpenSegment, Some(index), step, ops);
-                self.waiting_for_file.push(id);
-                return 0;
-            }
-        };
-        let Some(conn) = self.conn_mut(id) else { return 0 };
-        conn.sending = true;
-        let (position, len) = (range.position, range.len);
-        ops.net.push(NetOp::SendFile(SendFile { conn: id, file, position, len }));
-        len
-    }
-
-    /// A transfer has ended.
-    pub(super) fn handle_sent<S: Service<Connection = C>>(
-        &mut self,
-        id: ConnId,
-        result: Result<usize, Errno>,
-        released: Option<Send<P>>,
-        service: &mut S,
-        now: Now,
-        ops: &mut Ops<P>,
-    ) {
-        let Some(conn) = self.conn_mut(id) else { return };
-        conn.sending = false;
-        match (result, released) {
-            (Ok(len), Some(send)) => conn.restage(send, len),
-            (Ok(len), None) => self.advance_file(id, len, ops),
-            (Err(_), _) => self.close(id, ops),
-        }
-        self.queue_conn(id);
-        self.resume(id, service, now, ops);
-    }
-
-    /// `len` bytes of a file have gone into the socket.
-    fn advance_file(&mut self, id: ConnId, len: usize, ops: &mut Ops<P>) {
-        let head = self.conn_mut(id).and_then(|conn| conn.responses.front()).map(|response| response.state);
-        let Some(AnswerState::Ready(Some(fetch))) = head else { return };
-        if let Some(entry) = self.fetches.get_mut(fetch)
-            && let FetchState::Streaming(stream) = &mut entry.state
-        {
-            if len == 0 {
-                // The file ends before the log does.
-                self.close(id, ops);
-                return;
-            }
-            stream.at = stream.at.plus(ByteCount::of_usize(len));
-            self.stats.sent_from_page_cache += len as u64;
-        }
-    }
-
     /// Handles held frames and receives again once there is room in the pipeline.
-    fn resume<S: Service<Connection = C>>(
+    pub(super) fn resume<S: Service<Connection = C>>(
         &mut self,
         id: ConnId,
         service: &mut S,

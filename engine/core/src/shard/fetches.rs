@@ -4,18 +4,21 @@ use std::cmp::Ordering;
 
 use crate::error::FetchError;
 use crate::fetch::plan::{Glance, Located};
-use crate::fetch::policy::{RangeFacts, choose};
+use crate::fetch::policy::{PieceFacts, RangeFacts, choose, hand_over};
 use crate::fetch::transfer::{FetchId, FetchState, Stream};
 use crate::fetch::{FetchOutcome, FetchRequest, Fetched, Mode};
 use crate::limits::FETCH_LEN_MAX;
 use crate::log::partition::{Origin, Partition, PartitionState};
 use crate::message::{PartitionId, Reply, Ticket};
-use crate::ops::{Now, Ops};
-use crate::platform::{Lease, Platform};
+use crate::ops::{Now, Ops, SendHow};
+use crate::platform::{CHUNK_LEN_MIN, Lease, Platform};
 use crate::service::Service;
 use crate::shard::Core;
 use crate::shard::conn::AnswerState;
 use crate::types::{ByteCount, Nanos, Position};
+
+/// Requests for less are read into memory: most of a pipe's cost is per fill.
+const SPLICE_LEN_MIN: ByteCount = ByteCount::kib(256);
 
 /// When a parked fetch must be answered. The earliest is the greatest, for the heap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,7 +176,7 @@ impl<P: Platform, C> Core<P, C> {
                     if let Some(fetch) = self.fetches.get_mut(id) {
                         fetch.state = FetchState::Locating { uid, at };
                     }
-                    let until = missing.plus(request.len_max.min(self.limits.cold_read_bytes_max));
+                    let until = missing.plus(self.locate_len(&request));
                     return self.await_read(partition, id, uid, missing, until, glance);
                 }
                 Err(error) => return Progress::Failed(Box::new(error)),
@@ -187,7 +190,9 @@ impl<P: Platform, C> Core<P, C> {
             return self.park(partition, id);
         }
         let len = request.len_max.min(FETCH_LEN_MAX).max(first_len).min(visible.since(start));
-        let facts = RangeFacts { resident: true, len, forced: request.mode };
+        let resident = partition.is_resident(&self.memory, segment.uid, start.plus(len));
+        let facts =
+            RangeFacts { resident, forced: request.mode, cold_by_splice: self.goes_by_splice(&request) };
         let outcome = FetchOutcome {
             len,
             segment: segment.base_offset,
@@ -209,6 +214,26 @@ impl<P: Platform, C> Core<P, C> {
             Origin::Ticket(_) => self.gather(partition, id),
             _ => Progress::Planned(outcome),
         }
+    }
+
+    /// Bytes to read for finding a batch: the whole range in one go, unless it is not to be in memory at all.
+    fn locate_len(&self, request: &FetchRequest) -> ByteCount {
+        let mode = choose(RangeFacts {
+            resident: false,
+            forced: request.mode,
+            cold_by_splice: self.goes_by_splice(request),
+        });
+        match mode.is_of_file() {
+            true => CHUNK_LEN_MIN,
+            false => request.len_max.min(self.limits.cold_read_bytes_max),
+        }
+    }
+
+    /// Whether a cold range of this request goes through a pipe, if nothing is forced.
+    fn goes_by_splice(&self, request: &FetchRequest) -> bool {
+        self.limits.cold_by_splice
+            && request.len_max >= SPLICE_LEN_MIN
+            && P::MODES.contains(&Mode::DirectSplice)
     }
 
     fn plan_empty(&mut self, partition: &Partition<P>, id: FetchId) -> Progress {
@@ -263,7 +288,8 @@ impl<P: Platform, C> Core<P, C> {
                 let index = partition.segment_index(uid);
                 let visible = index.map_or(missing, |index| partition.visible_end(index));
                 let until = until.min(visible).max(missing.plus(ByteCount::new(1)));
-                self.request_reads(partition, uid, missing, until);
+                let forced = self.fetches.get_mut(id).and_then(|fetch| fetch.request.mode);
+                self.request_reads(partition, uid, missing, until, forced == Some(Mode::ReadSend));
                 match partition.glance(&mut self.memory, uid, missing, visible) {
                     Glance::Loading(entry) => Some(entry),
                     _ => None,
@@ -317,9 +343,14 @@ impl<P: Platform, C> Core<P, C> {
         }
     }
 
-    /// The next piece of a connection's stream that is in memory: the lease, of at most `len_max` bytes.
-    /// `Ok(None)`: it is being read.
-    pub(super) fn next_piece(&mut self, id: FetchId, len_max: usize) -> Result<Option<P::Lease>, FetchError> {
+    /// The next piece of a connection's stream that is in memory, of at most `len_max` bytes, and how to send it.
+    /// It counts once [`Self::take_piece`] has been called. `Ok(None)`: it is being read.
+    pub(super) fn next_piece(
+        &mut self,
+        id: FetchId,
+        len_max: usize,
+        zero_copy: bool,
+    ) -> Result<Option<(P::Lease, SendHow)>, FetchError> {
         let Some(fetch) = self.fetches.get_mut(id) else { return Err(FetchError::Cancelled) };
         if let Some(failure) = fetch.failure.take() {
             return Err(failure);
@@ -328,15 +359,17 @@ impl<P: Platform, C> Core<P, C> {
             return Ok(None);
         }
         let FetchState::Streaming(stream) = &fetch.state else { return Err(FetchError::Cancelled) };
-        let (uid, at, end) = (stream.uid, stream.at, stream.end);
-        let partition_id = fetch.request.partition;
+        let (uid, at, end, len) = (stream.uid, stream.at, stream.end, stream.outcome.len);
+        let (partition_id, forced) = (fetch.request.partition, fetch.request.mode);
         let Some(partition) = self.partitions.take(partition_id) else {
             return Err(FetchError::UnknownPartition);
         };
         let piece = match partition.glance(&mut self.memory, uid, at, end) {
             Glance::Resident { lease, start, end: to } => {
+                let shared = lease.sent_before() >= to.since(start).get();
+                let how = hand_over(PieceFacts { len, shared, zero_copy, forced }, P::MODES);
                 let to = to.min(end).min(at.plus(ByteCount::of_usize(len_max)));
-                Some(lease.slice(at.since(start).as_usize()..to.since(start).as_usize()))
+                Some((lease.slice(at.since(start).as_usize()..to.since(start).as_usize()), how))
             }
             glance => {
                 let until = end.min(at.plus(self.limits.cold_read_bytes_max));
@@ -345,13 +378,20 @@ impl<P: Platform, C> Core<P, C> {
             }
         };
         self.partitions.put(partition);
-        if let (Some(piece), Some(fetch)) = (&piece, self.fetches.get_mut(id))
+        Ok(piece)
+    }
+
+    /// The piece that [`Self::next_piece`] gave, of this length, is on its way.
+    pub(super) fn take_piece(&mut self, id: FetchId, piece: &P::Lease, how: SendHow) {
+        let len = piece.as_ref().len() as u64;
+        piece.count_sent(len);
+        if let Some(fetch) = self.fetches.get_mut(id)
             && let FetchState::Streaming(stream) = &mut fetch.state
         {
-            stream.at = at.plus(ByteCount::of_usize(piece.len()));
-            self.stats.sent_from_memory += piece.len() as u64;
+            stream.at = stream.at.plus(ByteCount::new(len));
+            self.stats.sent_from_memory += len;
+            self.stats.sent_by_reference += if how == SendHow::Reference { len } else { 0 };
         }
-        Ok(piece)
     }
 
     /// Writes the answer of a fetch that is planned, or has failed.

@@ -13,6 +13,7 @@ mod connections;
 mod fetches;
 mod partitions;
 mod reads;
+mod sends;
 mod table;
 
 use std::collections::{BinaryHeap, VecDeque};
@@ -50,8 +51,15 @@ pub struct ShardStats {
     pub fetches: u64,
     /// Bytes sent from the arena.
     pub sent_from_memory: u64,
+    /// Bytes sent by reference to the arena's pages; part of `sent_from_memory`.
+    pub sent_by_reference: u64,
     /// Bytes sent from the page cache.
     pub sent_from_page_cache: u64,
+    /// Bytes sent from a pipe that was filled past the page cache.
+    pub sent_through_pipes: u64,
+    /// Fetches that were to go through a pipe and went through the arena, because there was no pipe to be had or
+    /// the file system refused.
+    pub pipes_refused: u64,
     /// Bytes read from the device for fetches.
     pub cold_read_len: u64,
     /// Cold reads.
@@ -171,12 +179,16 @@ impl<P: Platform, S: Service> Shard<P, S> {
             }
             Event::Grown(slab) => core.memory.grow(slab),
             Event::GrowFailed(errno) => core.memory.refuse_growth(errno),
-            Event::Accepted(conn) => core.handle_accepted(conn, ops),
+            Event::Accepted { conn, remote } => core.handle_accepted(conn, remote, ops),
             Event::Received { conn, bytes } => core.handle_received(conn, bytes, service, now, ops),
-            Event::Sent { conn, result, released } => {
-                core.handle_sent(conn, result, released, service, now, ops);
+            Event::Filled { token, asked, result } => {
+                if let Purpose::Fill(conn) = Purpose::of(token) {
+                    core.handle_filled(conn, asked, result, ops);
+                }
             }
-            Event::Released(_) => {}
+            Event::Sent { result, send } => core.handle_sent(result, send, service, now, ops),
+            Event::FileSent { conn, result } => core.handle_file_sent(conn, result, service, now, ops),
+            Event::CopiedAnyway(conn) => core.handle_copied_anyway(conn),
             Event::Closed(conn) => core.handle_closed(conn, service),
             Event::Request(ticket, request) => core.handle_request(ticket, request, service, now, ops),
         }

@@ -1,6 +1,6 @@
-//! Cold reads: bringing what a fetch misses from the device into the read cache.
+//! Cold reads: bringing what a fetch misses from the device into the read cache, or into a connection's pipe.
 //!
-//! Always holds (I8): no read is submitted while `cold_read_bytes_max` bytes are in flight, so that
+//! Always holds (I8): no read or fill is submitted while `cold_read_bytes_max` bytes are in flight, so that
 //! commits find the device free; every loading entry of the cache has exactly one read queued or in flight.
 
 use std::collections::VecDeque;
@@ -8,24 +8,32 @@ use std::collections::VecDeque;
 use crate::cache::{NONE, SegmentUid};
 use crate::disk::Errno;
 use crate::error::FetchError;
+use crate::fetch::transfer::FetchId;
 use crate::log::partition::Partition;
-use crate::log::segment::SegmentFile;
-use crate::log::step::Step;
 use crate::message::PartitionId;
-use crate::ops::{DiskOp, Now, Ops, Read};
+use crate::ops::{ConnId, DiskOp, Now, Ops, Read};
 use crate::platform::{CHUNK_LEN_MIN, Chunk, DIRECT_IO_ALIGN, Platform};
 use crate::service::Service;
 use crate::shard::Core;
-use crate::token::{Purpose, StepKind};
+use crate::token::Purpose;
 use crate::types::{ByteCount, Position};
 
-/// One read that waits for memory, for its file, or for its turn.
+/// One read into memory that waits for memory, for its file, or for its turn.
 #[derive(Clone, Copy, Debug)]
-struct Queued {
+struct Load {
     partition: PartitionId,
     uid: SegmentUid,
     entry: u32,
     generation: u32,
+    cached: bool,
+}
+
+/// What waits for its turn at the device.
+#[derive(Clone, Copy, Debug)]
+enum Queued {
+    Load(Load),
+    /// A connection's pipe, for the fetch at its head.
+    Fill(ConnId, FetchId),
 }
 
 /// Reads waiting and in flight.
@@ -60,6 +68,7 @@ impl<P: Platform, C> Core<P, C> {
         uid: SegmentUid,
         position: Position,
         until: Position,
+        cached: bool,
     ) {
         let wanted = self.limits.cold_read_len.min(self.memory.tail_chunk_len_max().max(CHUNK_LEN_MIN));
         let mut at = position;
@@ -77,9 +86,29 @@ impl<P: Platform, C> Core<P, C> {
             };
             if let Some(entry) = entry {
                 let generation = self.memory.cache.generation(entry);
-                self.reads.queue.push_back(Queued { partition: partition.id, uid, entry, generation });
+                let load = Load { partition: partition.id, uid, entry, generation, cached };
+                self.reads.queue.push_back(Queued::Load(load));
             }
             at = at.align_down(len.get()).plus(len);
+        }
+    }
+
+    /// Queues a fill of a connection's pipe.
+    pub(super) fn queue_fill(&mut self, id: ConnId, fetch: FetchId) {
+        self.reads.queue.push_back(Queued::Fill(id, fetch));
+    }
+
+    /// A fill of `asked` bytes has ended.
+    pub(super) fn end_fill(&mut self, asked: usize) {
+        self.reads.in_flight_len = ByteCount::new(self.reads.in_flight_len.get() - asked as u64);
+    }
+
+    fn begin_fill(&mut self, id: ConnId, fetch: FetchId, ops: &mut Ops<P>) {
+        let len = self.submit_fill(id, fetch, ops) as u64;
+        self.reads.in_flight_len = ByteCount::new(self.reads.in_flight_len.get() + len);
+        if len > 0 {
+            self.stats.cold_reads += 1;
+            self.stats.cold_read_len += len;
         }
     }
 
@@ -94,60 +123,55 @@ impl<P: Platform, C> Core<P, C> {
             if self.reads.in_flight_len >= self.limits.cold_read_bytes_max {
                 return;
             }
-            let Some(queued) = self.reads.queue.pop_front() else { return };
-            let Some(mut partition) = self.partitions.take(queued.partition) else {
-                self.end_load(queued, Some(FetchError::UnknownPartition), service, now, ops);
+            let load = match self.reads.queue.pop_front() {
+                Some(Queued::Load(load)) => load,
+                Some(Queued::Fill(id, fetch)) => {
+                    self.begin_fill(id, fetch, ops);
+                    continue;
+                }
+                None => return,
+            };
+            let Some(mut partition) = self.partitions.take(load.partition) else {
+                self.end_load(load, Some(FetchError::UnknownPartition), service, now, ops);
                 continue;
             };
-            let submitted = self.submit_read(&mut partition, queued, ops);
+            let submitted = self.submit_read(&mut partition, load, ops);
             self.partitions.put(partition);
             match submitted {
                 Submitted::Yes => {}
-                Submitted::Later => self.reads.queue.push_back(queued),
+                Submitted::Later => self.reads.queue.push_back(Queued::Load(load)),
                 Submitted::NoMemory => {
-                    self.reads.queue.push_front(queued);
+                    self.reads.queue.push_front(Queued::Load(load));
                     self.memory_short = true;
                     self.patience = true;
                     return;
                 }
-                Submitted::Failed(error) => self.end_load(queued, Some(*error), service, now, ops),
+                Submitted::Failed(error) => self.end_load(load, Some(*error), service, now, ops),
             }
         }
     }
 
-    fn submit_read(&mut self, partition: &mut Partition<P>, queued: Queued, ops: &mut Ops<P>) -> Submitted {
-        let Some(index) = partition.segment_index(queued.uid) else {
+    fn submit_read(&mut self, partition: &mut Partition<P>, load: Load, ops: &mut Ops<P>) -> Submitted {
+        let Some(index) = partition.segment_index(load.uid) else {
             return Submitted::Failed(Box::new(FetchError::OffsetOutOfRange {
                 offset: partition.log_start_offset,
                 log_start_offset: partition.log_start_offset,
                 log_end_offset: partition.log_end_offset(),
             }));
         };
-        let file = match &partition.segments[index].file {
-            SegmentFile::Open(file) => file.clone(),
-            SegmentFile::Requested => return Submitted::Later,
-            SegmentFile::Closed => {
-                partition.segments[index].file = SegmentFile::Requested;
-                let step = Step::OpenSegment {
-                    name: partition.name.clone(),
-                    config: partition.config.clone(),
-                    base_offset: partition.segments[index].base_offset,
-                };
-                partition.push_step(StepKind::OpenSegment, Some(index), step, ops);
-                return Submitted::Later;
-            }
-        };
-        let (_, position, chunk_len) = self.memory.cache.loading_range(queued.entry);
+        let Some(file) = partition.segment_file(index, ops) else { return Submitted::Later };
+        let (_, position, chunk_len) = self.memory.cache.loading_range(load.entry);
         let visible = partition.visible_end(index);
         let end = position.plus(chunk_len).min(visible.max(position));
         let len = end.align_up(DIRECT_IO_ALIGN).since(position);
         let Some(chunk) = self.memory.take(chunk_len) else { return Submitted::NoMemory };
-        self.memory.cache.expect(queued.entry, end);
+        self.memory.cache.expect(load.entry, end);
         self.reads.in_flight_len = ByteCount::new(self.reads.in_flight_len.get() + chunk_len.get());
         self.stats.cold_reads += 1;
         self.stats.cold_read_len += len.get();
-        let token = Purpose::ColdRead(queued.entry, queued.generation).token();
-        ops.disk.push(DiskOp::Read(Read { token, file, position, chunk, from: 0, len: len.as_usize() }));
+        let token = Purpose::ColdRead(load.entry, load.generation).token();
+        let (len, cached) = (len.as_usize(), load.cached);
+        ops.disk.push(DiskOp::Read(Read { token, file, position, chunk, from: 0, len, cached }));
         Submitted::Yes
     }
 
@@ -161,11 +185,12 @@ impl<P: Platform, C> Core<P, C> {
         ops: &mut Ops<P>,
     ) {
         for _ in 0..self.reads.queue.len() {
-            let Some(queued) = self.reads.queue.pop_front() else { return };
-            if queued.uid == uid {
-                self.end_load(queued, Some(error.clone()), service, now, ops);
-            } else {
-                self.reads.queue.push_back(queued);
+            match self.reads.queue.pop_front() {
+                Some(Queued::Load(load)) if load.uid == uid => {
+                    self.end_load(load, Some(error.clone()), service, now, ops);
+                }
+                Some(queued) => self.reads.queue.push_back(queued),
+                None => return,
             }
         }
     }
@@ -205,13 +230,13 @@ impl<P: Platform, C> Core<P, C> {
 
     fn end_load<S: Service<Connection = C>>(
         &mut self,
-        queued: Queued,
+        load: Load,
         failure: Option<FetchError>,
         service: &mut S,
         now: Now,
         ops: &mut Ops<P>,
     ) {
-        let waiters = self.memory.cache.end_load(queued.entry, queued.generation, None);
+        let waiters = self.memory.cache.end_load(load.entry, load.generation, None);
         self.wake_waiters(waiters, failure.as_ref(), service, now, ops);
     }
 

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::ptr::NonNull;
+use std::sync::atomic::Ordering;
 
 use rohrpost_engine_core::platform::{Chunk, Lease};
 
@@ -121,6 +122,16 @@ impl Lease for LinuxLease {
         assert!(range.start <= range.end, "U2: {range:?}");
         assert!(range.end <= self.len as usize, "U2: {range:?} of a lease of {}", self.len);
         Self { run: self.run.clone(), from: self.from + range.start as u32, len: range.len() as u32 }
+    }
+
+    fn sent_before(&self) -> u64 {
+        self.run.sent().map_or(0, |sent| sent.load(Ordering::Relaxed))
+    }
+
+    fn count_sent(&self, len: u64) {
+        if let Some(sent) = self.run.sent() {
+            sent.fetch_add(len, Ordering::Relaxed);
+        }
     }
 
     fn len(&self) -> usize {

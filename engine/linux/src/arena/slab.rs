@@ -68,6 +68,8 @@ pub(super) struct SlabShared {
     pub(super) index: u32,
     /// By unit: owners of the run that starts there.
     references: Box<[AtomicU32]>,
+    /// By granule: bytes of the run that starts there counted as sent; zeroed before it is handed out.
+    sent: Box<[AtomicU64]>,
     /// By granule: order of the run that starts there; written by the arena before it hands it out.
     orders: Box<[AtomicU8]>,
     /// One bit per unit whose run has no owner and waits for the arena.
@@ -84,6 +86,7 @@ impl SlabShared {
             memory,
             index,
             references: (0..UNITS).map(|_| AtomicU32::new(0)).collect(),
+            sent: (0..GRANULES).map(|_| AtomicU64::new(0)).collect(),
             orders: (0..GRANULES).map(|_| AtomicU8::new(0)).collect(),
             returned: [const { AtomicU64::new(0) }; BOUNCE_WORD + 1],
             returned_len: AtomicU64::new(0),
@@ -139,6 +142,7 @@ impl Run {
     /// If the run has an owner.
     pub(super) fn of_granules(slab: &Arc<SlabShared>, granule: usize, order: usize) -> Self {
         slab.orders[granule].store(order as u8, Ordering::Relaxed);
+        slab.sent[granule].store(0, Ordering::Relaxed);
         Self::first(slab, granule)
     }
 
@@ -167,6 +171,11 @@ impl Run {
     pub(super) fn lend(&self) -> bool {
         let unit = self.unit as usize;
         unit < GRANULES && self.slab.pages.lend(unit / PAGE_GRANULES, self.len())
+    }
+
+    /// Bytes of the run counted as sent; `None` for bounce blocks, which are never sent.
+    pub(super) fn sent(&self) -> Option<&AtomicU64> {
+        self.slab.sent.get(self.unit as usize)
     }
 
     /// Where the run starts in its slab, bytes.

@@ -10,7 +10,7 @@ use rustix::net::SocketFlags;
 
 use super::connections::{Connections, to_data};
 use super::{DATA_LISTENER, PollDriver, PollPlatform, mono};
-use crate::net::Listener;
+use crate::net::{Listener, is_remote};
 
 /// Connections accepted in one turn, before the open ones get theirs.
 const ACCEPTS_MAX: usize = 64;
@@ -50,7 +50,7 @@ impl PollDriver {
                 Err(errno) => Err(errno),
             };
             match watched {
-                Ok(id) => events.push(Event::Accepted(id)),
+                Ok((conn, remote)) => events.push(Event::Accepted { conn, remote }),
                 Err(rustix::io::Errno::AGAIN) => return,
                 Err(_) => {
                     // Out of descriptors or memory: the backlog would make every turn fail anew.
@@ -76,7 +76,12 @@ impl PollDriver {
     }
 }
 
-fn watch(epoll: &OwnedFd, connections: &mut Connections, socket: OwnedFd) -> rustix::io::Result<ConnId> {
+fn watch(
+    epoll: &OwnedFd,
+    connections: &mut Connections,
+    socket: OwnedFd,
+) -> rustix::io::Result<(ConnId, bool)> {
+    let remote = is_remote(&socket);
     // Callers look for a free slot first.
     let id = connections.insert(socket).ok_or(rustix::io::Errno::MFILE)?;
     let Some(connection) = connections.get_mut(id) else {
@@ -89,7 +94,7 @@ fn watch(epoll: &OwnedFd, connections: &mut Connections, socket: OwnedFd) -> rus
         connections.remove(id);
         return Err(errno);
     }
-    Ok(id)
+    Ok((id, remote))
 }
 
 pub(super) fn watch_listener(epoll: &OwnedFd, listener: &Listener) -> rustix::io::Result<()> {

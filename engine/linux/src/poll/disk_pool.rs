@@ -117,6 +117,7 @@ fn run<P: LinuxPlatform>(op: DiskOp<P>) -> Message<P> {
             Message::ReadDone(read.token, read.chunk, result)
         }
         DiskOp::Sync { token, file } => Message::Synced(token, sync(&file)),
+        DiskOp::Fill(_) => unreachable!("the driver answers fills itself"),
     }
 }
 
@@ -134,7 +135,11 @@ fn run_write<P: LinuxPlatform>(write: &Write<P>) -> Result<ByteCount, Errno> {
 
 fn run_read<P: LinuxPlatform>(read: &mut Read<P>) -> Result<usize, Errno> {
     let from = read.from - read.chunk.frozen();
-    let (file, position) = (&read.file, read.position.get());
+    let position = read.position.get();
+    let file = match read.cached {
+        true => read.file.buffered_fd()?,
+        false => std::os::fd::AsFd::as_fd(&read.file),
+    };
     let space = &mut read.chunk.unfrozen_mut()[from..from + read.len];
     retry_on_intr(|| rustix::io::pread(file, &mut *space, position)).map_err(errno_of)
 }

@@ -19,7 +19,7 @@ use std::os::fd::OwnedFd;
 
 use rohrpost_engine_core::disk::Errno;
 use rohrpost_engine_core::fetch::Mode;
-use rohrpost_engine_core::ops::{ConnId, Driver, Event, NetOp, Now, Ops};
+use rohrpost_engine_core::ops::{ConnId, DiskOp, Driver, Event, NetOp, Now, Ops};
 use rohrpost_engine_core::platform::Platform;
 use rohrpost_engine_core::types::{Nanos, Timestamp};
 use rustix::event::{Timespec, epoll};
@@ -59,7 +59,7 @@ impl Platform for PollPlatform {
     type Lease = LinuxLease;
     type RecvBuf = PollRecvBuf;
 
-    const MODES: &'static [Mode] = &[Mode::Send, Mode::Sendfile, Mode::DirectSend];
+    const MODES: &'static [Mode] = &[Mode::Send, Mode::Sendfile, Mode::DirectSend, Mode::ReadSend];
 }
 
 /// Sizes of a driver.
@@ -171,7 +171,13 @@ impl PollDriver {
 
     fn execute(&mut self, ops: &mut Ops<PollPlatform>, events: &mut Vec<Event<PollPlatform>>) {
         for op in ops.disk.drain(..) {
-            self.pool.submit(op);
+            match op {
+                DiskOp::Fill(fill) => {
+                    let (token, asked) = (fill.token, fill.len);
+                    events.push(Event::Filled { token, asked, result: Err(Errno::OPNOTSUPP) });
+                }
+                op => self.pool.submit(op),
+            }
         }
         for op in ops.net.drain(..) {
             match op {
@@ -179,6 +185,9 @@ impl PollDriver {
                 NetOp::Pause(id) => self.pause(id),
                 NetOp::Send(send) => self.start_transfer(send.conn, Transfer::Send(send), events),
                 NetOp::SendFile(send) => self.start_transfer(send.conn, Transfer::File(send), events),
+                NetOp::Drain { conn, .. } => {
+                    events.push(Event::FileSent { conn, result: Err(Errno::OPNOTSUPP) });
+                }
                 NetOp::Close(id) => self.close(id, events),
             }
         }

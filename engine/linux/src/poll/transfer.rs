@@ -69,11 +69,10 @@ pub(super) fn continue_transfer(
 }
 
 pub(super) fn sent(conn: ConnId, transfer: Transfer, result: Result<usize, Errno>) -> Event<PollPlatform> {
-    let released = match transfer {
-        Transfer::Send(send) => Some(send),
-        Transfer::File(_) => None,
-    };
-    Event::Sent { conn, result, released }
+    match transfer {
+        Transfer::Send(send) => Event::Sent { result, send },
+        Transfer::File(_) => Event::FileSent { conn, result },
+    }
 }
 
 fn send_parts(socket: &OwnedFd, send: &Send<PollPlatform>) -> Result<usize, Errno> {

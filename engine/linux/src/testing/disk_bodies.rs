@@ -51,7 +51,15 @@ where
 {
     let len = chunk.len();
     let position = Position::new(position);
-    rig.disk(DiskOp::Read(Read { token: Token(77), file: file.clone(), position, chunk, from: 0, len }));
+    rig.disk(DiskOp::Read(Read {
+        token: Token(77),
+        file: file.clone(),
+        position,
+        chunk,
+        from: 0,
+        len,
+        cached: false,
+    }));
     let mut back = None;
     let mut events = std::mem::take(&mut rig.events);
     while back.is_none() {

@@ -50,7 +50,7 @@ where
     let mut hoard = exhaust_descriptors();
     hoard.pop();
     let accepted = |event: &mut Event<D::Platform>| match event {
-        Event::Accepted(id) => Some(*id),
+        Event::Accepted { conn, .. } => Some(*conn),
         _ => None,
     };
     let first = rig.until("the first connection", accepted);

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use rohrpost_engine_core::disk::{Caching, Disk, Errno, OpenMode};
 use rohrpost_engine_core::limits::ShardLimits;
-use rohrpost_engine_core::ops::{ConnId, DiskOp, Driver, Event, NetOp, Ops, Send, SendPart};
+use rohrpost_engine_core::ops::{ConnId, DiskOp, Driver, Event, NetOp, Ops, Send, SendHow, SendPart};
 use rohrpost_engine_core::platform::{Arena, Chunk, Platform};
 use rohrpost_engine_core::types::ByteCount;
 
@@ -113,7 +113,7 @@ where
         let client = TcpStream::connect(address).expect("the listener listens");
         client.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
         let id = self.until("connection", |event| match event {
-            Event::Accepted(id) => Some(*id),
+            Event::Accepted { conn, .. } => Some(*conn),
             _ => None,
         });
         (client, id)
@@ -151,7 +151,8 @@ where
     /// Waits for the end of a transfer.
     pub(crate) fn sent(&mut self, id: ConnId) -> Result<usize, Errno> {
         self.until("sent", |event| match event {
-            Event::Sent { conn, result, .. } if *conn == id => Some(*result),
+            Event::Sent { result, send } if send.conn == id => Some(*result),
+            Event::FileSent { conn, result } if *conn == id => Some(*result),
             _ => None,
         })
     }
@@ -159,7 +160,7 @@ where
 
 /// A send of these pieces.
 pub(crate) fn send_of<P: Platform, const N: usize>(conn: ConnId, parts: [SendPart<P>; N]) -> Send<P> {
-    Send { conn, parts: parts.into_iter().collect(), skip: 0, more: false }
+    Send { conn, parts: parts.into_iter().collect(), skip: 0, more: false, how: SendHow::Copy }
 }
 
 /// One slab's arena.

@@ -39,14 +39,13 @@ where
         send.more = true;
         rig.net(NetOp::Send(send));
         let released = rig.until("sent", |event| match event {
-            Event::Sent { conn, result, released } if *conn == id => {
+            Event::Sent { result, send } if send.conn == id => {
                 assert_eq!(*result, Ok(6 + 4900));
-                Some(released.take())
+                Some(std::mem::take(&mut send.parts))
             }
             _ => None,
         });
-        let released = released.expect("memory comes back with its send");
-        assert!(matches!(&released.parts[0], SendPart::Bytes(bytes) if bytes == b"..header"));
+        assert!(matches!(&released[0], SendPart::Bytes(bytes) if bytes == b"..header"));
         let tail = send_of(id, [SendPart::Bytes(vec![b'!'])]);
         rig.net(NetOp::Send(tail));
         assert_eq!(rig.sent(id), Ok(1));
@@ -132,9 +131,9 @@ where
     rustix::net::sockopt::set_socket_linger(&client, Some(std::time::Duration::ZERO)).expect("linger");
     drop(client);
     let released = rig.until("failed send", |event| match event {
-        Event::Sent { result, released, .. } => {
+        Event::Sent { result, send } => {
             assert!(matches!(*result, Err(Errno::CONNRESET | Errno::PIPE)), "{result:?}");
-            Some(released.take())
+            Some(std::mem::take(&mut send.parts))
         }
         _ => None,
     });
@@ -176,7 +175,7 @@ where
 
 fn kind_of<P: LinuxTypes>(event: &Event<P>) -> &'static str {
     match event {
-        Event::Accepted(_) => "accepted",
+        Event::Accepted { .. } => "accepted",
         Event::Received { .. } => "received",
         Event::Sent { .. } => "sent",
         Event::Closed(_) => "closed",

@@ -118,6 +118,7 @@ impl DiskTable {
         let entry = match op {
             DiskOp::Write(write) => self.write_entry(ring, write),
             DiskOp::Read(read) => self.read_entry(ring, read),
+            DiskOp::Fill(_) => unreachable!("the driver answers fills itself"),
             DiskOp::Sync { token, file } => {
                 let (key, slot) = self.syncs.take();
                 let (_, file) = slot.0.insert((token, file));
@@ -167,7 +168,9 @@ impl DiskTable {
         let read = slot.0.insert(read);
         assert!(read.from + read.len <= read.chunk.len(), "a read beyond its chunk");
         let address = read.chunk.unfrozen_address(read.from);
-        let descriptor = types::Fd(read.file.as_fd().as_raw_fd());
+        // Without a second descriptor the read goes past the page cache: the same bytes.
+        let cached = if read.cached { read.file.buffered_fd().ok() } else { None };
+        let descriptor = types::Fd(cached.unwrap_or(read.file.as_fd()).as_raw_fd());
         let (len, position) = (read.len as u32, read.position.get());
         let fixed = self.registered.lookup(read.chunk.slab_index(), address);
         let fixed = fixed.filter(|_| ring.features().has(Feature::FixedBuffers));

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use io_uring::{opcode, types};
 use rohrpost_engine_core::disk::Errno;
-use rohrpost_engine_core::ops::{Driver, Event, Now, Ops};
+use rohrpost_engine_core::ops::{DiskOp, Driver, Event, Now, Ops};
 use rohrpost_engine_core::types::{Nanos, Timestamp};
 
 use super::UringPlatform;
@@ -204,7 +204,13 @@ impl UringDriver {
     ) -> Result<(), RingError> {
         if !ops.disk.is_empty() {
             for op in ops.disk.drain(..) {
-                self.disk.push(&mut self.ring, op)?;
+                match op {
+                    DiskOp::Fill(fill) => {
+                        let (token, asked) = (fill.token, fill.len);
+                        events.push(Event::Filled { token, asked, result: Err(Errno::OPNOTSUPP) });
+                    }
+                    op => self.disk.push(&mut self.ring, op)?,
+                }
             }
             self.ring.submit()?;
         }

@@ -169,7 +169,7 @@ fn accepting_resumes_by_itself() {
     assert!(rig.driver.counters().accept_starved_count > 0, "accepting did not notice");
     assert!(rig.events.is_empty(), "accepted without a descriptor");
     rustix::process::setrlimit(Resource::Nofile, before).expect("the hard limit is as it was");
-    rig.until("connection", |event| matches!(event, Event::Accepted(_)).then_some(()));
+    rig.until("connection", |event| matches!(event, Event::Accepted { .. }).then_some(()));
     let starved = rig.driver.counters().accept_starved_count;
     assert!(starved < 20, "tried {starved} times");
     assert_eq!(rig.driver.listener_error(), None);

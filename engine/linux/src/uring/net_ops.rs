@@ -97,6 +97,10 @@ impl ConnTable {
             NetOp::Pause(id) => self.pause(ring, id),
             NetOp::Send(send) => self.send(ring, send, events),
             NetOp::SendFile(file) => self.send_file(ring, file, events),
+            NetOp::Drain { conn, .. } => {
+                events.push(Event::FileSent { conn, result: Err(Errno::OPNOTSUPP) });
+                Ok(())
+            }
             NetOp::Close(id) => self.close(ring, id, events),
         }
     }
@@ -161,7 +165,7 @@ impl ConnTable {
     fn send(&mut self, ring: &mut Ring, send: Send<UringPlatform>, events: &mut Events) -> Outcome {
         let id = send.conn;
         let Some(conn) = self.find(id).filter(|conn| !conn.closing) else {
-            events.push(Event::Sent { conn: id, result: Err(Errno::CONNRESET), released: Some(send) });
+            events.push(Event::Sent { result: Err(Errno::CONNRESET), send });
             return Ok(());
         };
         assert!(matches!(conn.transfer, Transfer::None), "two transfers on {id:?}");
@@ -176,7 +180,7 @@ impl ConnTable {
     fn send_file(&mut self, ring: &mut Ring, file: SendFile<UringPlatform>, events: &mut Events) -> Outcome {
         let id = file.conn;
         let Some(conn) = self.find(id).filter(|conn| !conn.closing) else {
-            events.push(Event::Sent { conn: id, result: Err(Errno::CONNRESET), released: None });
+            events.push(Event::FileSent { conn: id, result: Err(Errno::CONNRESET) });
             return Ok(());
         };
         assert!(matches!(conn.transfer, Transfer::None), "two transfers on {id:?}");
@@ -188,7 +192,7 @@ impl ConnTable {
                 self.await_writable(ring, id.slot)
             }
             result => {
-                events.push(Event::Sent { conn: id, result, released: None });
+                events.push(Event::FileSent { conn: id, result });
                 Ok(())
             }
         }
@@ -283,7 +287,7 @@ impl ConnTable {
             Err(_) if conn.closing => Err(Errno::CANCELED),
             result => result,
         };
-        events.push(Event::Sent { conn: conn.id, result, released: Some(send) });
+        events.push(Event::Sent { result, send });
     }
 
     fn complete_writable(&mut self, ring: &mut Ring, slot: u32, events: &mut Events) -> Outcome {
@@ -300,7 +304,7 @@ impl ConnTable {
             conn.transfer = Transfer::File(file);
             return self.await_writable(ring, slot);
         }
-        events.push(Event::Sent { conn: conn.id, result, released: None });
+        events.push(Event::FileSent { conn: conn.id, result });
         Ok(())
     }
 

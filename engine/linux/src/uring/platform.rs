@@ -21,5 +21,5 @@ impl Platform for UringPlatform {
     type Lease = LinuxLease;
     type RecvBuf = RecvBuf;
 
-    const MODES: &'static [Mode] = &[Mode::Send, Mode::Sendfile, Mode::DirectSend];
+    const MODES: &'static [Mode] = &[Mode::Send, Mode::Sendfile, Mode::DirectSend, Mode::ReadSend];
 }
