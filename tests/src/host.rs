@@ -7,6 +7,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use seccompiler::{
@@ -123,6 +124,16 @@ pub fn run(command: &[&str]) -> Result<String, String> {
 pub fn mount(kind: &str, options: &str, source: &str, at: &Path) -> Result<(), String> {
     std::fs::create_dir_all(at).map_err(|error| format!("{}: {error}", at.display()))?;
     run(&["mount", "-t", kind, "-o", options, source, text(at)]).map(drop)
+}
+
+/// Whether files below `at` can be opened around the page cache; a tmpfs has that from Linux 6.6 on.
+pub fn takes_direct_io(at: &Path) -> bool {
+    let path = at.join("direct");
+    let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::DIRECT;
+    let opened = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR).is_ok();
+    // A kernel that refuses has made the file all the same.
+    let _ = std::fs::remove_file(&path);
+    opened
 }
 
 /// A file that serves as a disk of `sector_len`-byte sectors, detached again when dropped.

@@ -4,7 +4,9 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use rohrpost_engine::{Engine, Offset, OpenError, PartitionError, RequestError, StartError, WriteMode};
+use rohrpost_engine::{
+    Engine, LogConfig, Offset, OpenError, PartitionError, RequestError, StartError, WriteMode,
+};
 use rohrpost_tests::host::{self, LoopDisk, mount};
 use rohrpost_tests::log::{DRIVERS, Ledger, batch, config, options};
 use rustix::thread::CapabilitySet;
@@ -129,6 +131,8 @@ fn a_read_only_mount_is_refused_for_writing_and_served_for_reading() {
     let at = dir.path().join("mount");
     mount("tmpfs", "size=64m", "none", &at).unwrap();
     let root = at.join("log");
+    let write_mode = if host::takes_direct_io(&at) { WriteMode::Direct } else { WriteMode::Buffered };
+    let config = || LogConfig { write_mode, ..config() };
     let mut ledger = Ledger::default();
     let engine = Engine::start(options(&root, DRIVERS[0])).unwrap();
     let partition = engine.handle().open_partition_blocking(&"t-0".parse().unwrap(), config()).unwrap();

@@ -2,6 +2,7 @@
 //! by name, and nothing acknowledged is lost.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use rohrpost_engine::{
@@ -85,6 +86,9 @@ fn a_disk_that_fails_to_read_is_named() {
         // In memory from here on: the first segment.
         let first = partition.fetch(Offset::ZERO, ByteCount::mib(1)).wait().unwrap().to_bytes();
         fs::File::options().write(true).open(&image).unwrap().set_len(1 << 20).unwrap();
+        if fs::File::open(disk.path()).unwrap().read_at(&mut [0; 512], 90 << 20).is_ok() {
+            return host::skip(NAME, "the loop device of this kernel reads zeros behind its file's end");
+        }
         let error = (1..100)
             .find_map(|i| partition.fetch(Offset::new(2 * i), ByteCount::mib(1)).wait().err())
             .expect("a disk of 1 MiB does not hold 10 MiB");
