@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
-use rustix::event::epoll;
+use rustix::event::{PollFd, PollFlags, epoll, poll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
@@ -196,8 +196,12 @@ impl Load {
             return Err(BenchError::Process { who: "client", why });
         }
         let wait = next_due.min(end_ns).saturating_sub(now);
-        let timeout =
+        let mut timeout =
             Timespec { tv_sec: (wait / 1_000_000_000) as i64, tv_nsec: (wait % 1_000_000_000) as i64 };
+        if self.interval_ns.is_some() {
+            self.sleep_exactly(&timeout)?;
+            timeout = Timespec { tv_sec: 0, tv_nsec: 0 };
+        }
         let mut events =
             [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 64];
         let count = match epoll::wait(&self.epoll, &mut events, Some(&timeout)) {
@@ -212,6 +216,15 @@ impl Load {
             }
         }
         Ok(())
+    }
+
+    /// Waits until something arrives or the time is over. The epoll call behind `epoll::wait` counts in
+    /// milliseconds and rounds up: requests would leave up to one too late, and that would count as latency.
+    fn sleep_exactly(&self, timeout: &Timespec) -> Result<()> {
+        match poll(&mut [PollFd::new(&self.epoll, PollFlags::IN)], Some(timeout)) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(BenchError::system("poll")(error)),
+        }
     }
 
     /// Open loop: sends every request whose time has come. Returns when the next one is due.
