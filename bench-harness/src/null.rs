@@ -160,8 +160,13 @@ impl<S: Service> NullRig<S> {
     fn run_step(&self, step: Step<NullPlatform>) -> StepOutput<NullPlatform> {
         match step {
             Step::Extend { to, .. } => StepOutput::Extended(Ok(to)),
-            Step::CreateSegment { name, config, base_offset, preallocate } => {
-                let step = Step::CreateSegment { name, config, base_offset, preallocate: ByteCount::ZERO };
+            Step::PrepareSegment { .. } => {
+                StepOutput::SegmentPrepared(Err(rohrpost_engine_core::error::PartitionError::ReadOnly))
+            }
+            Step::CreateSegment { name, config, base_offset, preallocate, .. } => {
+                let (unreserved, prepared) = (ByteCount::ZERO, None);
+                let step =
+                    Step::CreateSegment { name, config, base_offset, preallocate: unreserved, prepared };
                 match step.run(&self.log_dir) {
                     StepOutput::SegmentCreated(Ok((file, start))) => {
                         StepOutput::SegmentCreated(Ok((file, start.plus(preallocate))))

@@ -36,9 +36,10 @@ pub(crate) enum StepKind {
     DeleteSegments,
     Close,
     DeletePartition,
+    PrepareSegment,
 }
 
-const STEPS: [StepKind; 9] = [
+const STEPS: [StepKind; 10] = [
     StepKind::Open,
     StepKind::CreateSegment,
     StepKind::OpenSegment,
@@ -48,6 +49,7 @@ const STEPS: [StepKind; 9] = [
     StepKind::DeleteSegments,
     StepKind::Close,
     StepKind::DeletePartition,
+    StepKind::PrepareSegment,
 ];
 const FIRST_STEP: u64 = 5;
 

@@ -296,6 +296,7 @@ fn partition_of<P: LinuxPlatform>(step: &Step<P>) -> String {
     match step {
         Step::Open { name, .. }
         | Step::CreateSegment { name, .. }
+        | Step::PrepareSegment { name, .. }
         | Step::OpenSegment { name, .. }
         | Step::DeleteSegments { name, .. }
         | Step::Close { name, .. }

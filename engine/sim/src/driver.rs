@@ -380,6 +380,7 @@ fn partition_of(step: &Step<SimPlatform>) -> String {
     let name = match step {
         Step::Open { name, .. }
         | Step::CreateSegment { name, .. }
+        | Step::PrepareSegment { name, .. }
         | Step::OpenSegment { name, .. }
         | Step::DeleteSegments { name, .. }
         | Step::Close { name, .. }

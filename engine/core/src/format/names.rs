@@ -18,6 +18,8 @@ const DIR_NAME_LEN_MAX: usize = 255;
 
 /// A partition's leader epochs and where they start, in the partition directory.
 pub const LEADER_EPOCH_CHECKPOINT: &str = "leader-epoch-checkpoint";
+/// The file of a partition's next segment, made ahead of need; neither Kafka nor recovery takes it for a segment.
+pub const PREPARED_SEGMENT: &str = "next.log.tmp";
 /// A partition's topic id, in the partition directory.
 pub const PARTITION_METADATA: &str = "partition.metadata";
 /// Identity of a log directory, in its root.

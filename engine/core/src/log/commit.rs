@@ -30,6 +30,9 @@ pub(crate) const FULL_RETRY_MS: u64 = 200;
 /// A write may come back short so many times in a row before the partition fails.
 const SHORT_WRITES_MAX: u32 = 8;
 
+/// How many commits weigh in their mean length.
+const COMMITS_IN_MEAN: u64 = 16;
+
 impl<P: Platform> Partition<P> {
     /// Where the next commit starts: the end of the last one, or the start of the next segment.
     fn commit_start(&self, uid: SegmentUid) -> Position {
@@ -60,7 +63,9 @@ impl<P: Platform> Partition<P> {
     fn commit_end(&self, uid: SegmentUid, start: Position) -> Option<LogPoint> {
         let index = self.segment_index(uid)?;
         let from = start.align_down(DIRECT_IO_ALIGN);
-        let to = from.plus(COMMIT_LEN_MAX).min(self.segments[index].preallocated);
+        let segment = &self.segments[index];
+        let free = segment.zeroing.unwrap_or(segment.preallocated).min(segment.preallocated);
+        let to = from.plus(COMMIT_LEN_MAX).min(free);
         let fits = |point: &&LogPoint| point.uid == uid && point.position.align_up(DIRECT_IO_ALIGN) <= to;
         self.pending.iter().take_while(fits).last().copied()
     }
@@ -197,6 +202,8 @@ impl<P: Platform> Partition<P> {
         let start = self.commit_start(end.uid);
         assert!(end.offset > self.durable.offset, "I3 {end:?} {:?}", self.durable);
         self.extend_chain(end.uid, start, end.position);
+        let len = end.position.since(start).get();
+        self.commit_len_mean = (self.commit_len_mean * (COMMITS_IN_MEAN - 1) + len) / COMMITS_IN_MEAN;
         self.durable = end;
         self.in_flight = None;
         self.disk_full = None;

@@ -81,8 +81,9 @@ pub struct LogConfig {
     /// Bytes reserved ahead of the writer in the first step; every further step doubles it, up to
     /// [`LogConfig::PREALLOCATE_LEN_MAX`] or what the segment can still take.
     pub preallocate_len_min: ByteCount,
-    /// Whether the next extent of a busy partition is written with zeros before it is used, off the
-    /// acknowledgement path: halves the latency of a durable write, costs one more write per byte.
+    /// Whether the next blocks of a partition with short commits are written with zeros before they are used, off
+    /// the acknowledgement path and while the device has time: halves the latency of a durable write, costs one
+    /// more write per byte.
     pub zero_ahead: bool,
     /// How long an append may wait for memory, milliseconds, before it fails with `Busy`.
     pub append_wait_ms_max: u64,

@@ -78,6 +78,7 @@ fn is_temporary(name: &str) -> bool {
     let replaced = name.strip_suffix(".tmp");
     replaced.is_some_and(|name| {
         name == names::LEADER_EPOCH_CHECKPOINT
+            || names::PREPARED_SEGMENT.strip_suffix(".tmp") == Some(name)
             || name == names::PARTITION_METADATA
             || name.parse::<SegmentFile>().is_ok()
     })

@@ -13,6 +13,7 @@ mod inventory;
 mod load;
 pub mod log_dir;
 pub(crate) mod partition;
+mod prepare;
 mod recovery;
 #[cfg(test)]
 mod recovery_random_tests;
@@ -20,6 +21,7 @@ mod recovery_random_tests;
 mod reopen_tests;
 mod repair;
 mod rescan;
+mod reserve;
 mod root;
 mod scan;
 pub(crate) mod segment;

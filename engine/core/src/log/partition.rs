@@ -17,7 +17,7 @@ use crate::format::names::TopicId;
 use crate::format::names::TopicPartition;
 use crate::format::side_file::SegmentIdentity;
 use crate::log::LogConfig;
-use crate::log::segment::{Segment, SegmentFile, SegmentState};
+use crate::log::segment::{Prepared, Segment, SegmentFile, SegmentState};
 use crate::log::step::{OpenedLog, Step};
 use crate::log::tail::Tail;
 use crate::memory::Memory;
@@ -116,6 +116,8 @@ pub(crate) struct Partition<P: Platform> {
     /// The end of the commit in flight.
     pub(crate) in_flight: Option<LogPoint>,
     pub(crate) short_writes: u32,
+    /// Mean length of the latest commits, bytes.
+    pub(crate) commit_len_mean: u64,
     pub(crate) acks: VecDeque<Ack>,
     pub(crate) waiting: VecDeque<WaitingAppend>,
     /// The device is full; no append is accepted until a reservation succeeds.
@@ -123,6 +125,8 @@ pub(crate) struct Partition<P: Platform> {
     /// Not before this may a failed reservation or a full write be tried again.
     pub(crate) retry_at: Nanos,
     pub(crate) steps_in_flight: u32,
+    /// The next segment's file, made ahead of need.
+    pub(crate) prepared: Prepared<P>,
     /// Fetches that wait for data: slot and generation; stale ones are dropped at the next wake-up.
     pub(crate) parked: Vec<(u32, u32)>,
     /// The deletions whose steps are under way, in order: who asked, `None` for retention, and the log start
@@ -150,11 +154,13 @@ impl<P: Platform> Partition<P> {
             pending: VecDeque::new(),
             in_flight: None,
             short_writes: 0,
+            commit_len_mean: 0,
             acks: VecDeque::new(),
             waiting: VecDeque::new(),
             disk_full: None,
             retry_at: Nanos::ZERO,
             steps_in_flight: 0,
+            prepared: Prepared::No,
             parked: Vec::new(),
             deletions: VecDeque::new(),
             queued: false,

@@ -9,6 +9,7 @@ use crate::format::index::IndexError;
 use crate::format::index_build::IndexBuilder;
 use crate::format::side_file::{SIDE_INTERVAL_DEFAULT, SegmentIdentity, SideFileBuilder};
 use crate::log::LogConfig;
+pub(crate) use crate::log::step::PreparedSegment;
 use crate::log::step::{CompanionsLen, OpenedSegment};
 use crate::platform::{DIRECT_IO_ALIGN, Platform};
 use crate::types::{ByteCount, Offset, Position, Timestamp};
@@ -36,6 +37,18 @@ pub(crate) enum SegmentState {
     Sealed,
 }
 
+/// The file of the segment after the active one.
+pub(crate) enum Prepared<P: Platform> {
+    /// Nobody has asked.
+    No,
+    /// A step is making it.
+    Requested,
+    /// It could not be made; the next segment is made when it is needed.
+    Refused,
+    /// There.
+    Ready(PreparedSegment<P::File>),
+}
+
 /// See the module documentation.
 pub(crate) struct Segment<P: Platform> {
     pub(crate) uid: SegmentUid,
@@ -44,12 +57,20 @@ pub(crate) struct Segment<P: Platform> {
     pub(crate) end: Position,
     pub(crate) state: SegmentState,
     pub(crate) file: SegmentFile<P>,
+    /// End of the reserved blocks; no commit reaches beyond it.
     pub(crate) preallocated: Position,
+    /// A step is reserving blocks, or filling them.
     pub(crate) extending: bool,
+    /// Blocks from here on are being filled with zeros: no commit reaches beyond it.
+    pub(crate) zeroing: Option<Position>,
+    /// Blocks up to here were filled, as far as the writer had not passed them.
+    pub(crate) zeroed: Position,
     pub(crate) index: IndexBuilder,
     pub(crate) max_timestamp: Timestamp,
     pub(crate) first_timestamp: Timestamp,
     pub(crate) modified: Timestamp,
+    /// When the first append since its creation or opening came; [`Timestamp::NONE`] before.
+    pub(crate) started: Timestamp,
     /// Makes the side file's records; `None` once it is complete, or given up.
     pub(crate) chain: Option<SideFileBuilder>,
     /// Side file bytes that no step has taken yet.
@@ -78,10 +99,13 @@ impl<P: Platform> Segment<P> {
             file: SegmentFile::Closed,
             preallocated: Position::ZERO,
             extending: false,
+            zeroing: None,
+            zeroed: Position::ZERO,
             index: config.new_index(base_offset),
             max_timestamp: Timestamp::NONE,
             first_timestamp: Timestamp::NONE,
             modified: now,
+            started: Timestamp::NONE,
             chain: Some(SideFileBuilder::new(identity, SIDE_INTERVAL_DEFAULT)),
             chain_pending: identity.encode().to_vec(),
             companions: CompanionsLen::default(),
@@ -110,10 +134,13 @@ impl<P: Platform> Segment<P> {
             // Blocks are reserved whole; the one that holds the end is reserved again with the next extent.
             preallocated: opened.preallocated.align_down(DIRECT_IO_ALIGN),
             extending: false,
+            zeroing: None,
+            zeroed: Position::ZERO,
             index: opened.index,
             max_timestamp: opened.max_timestamp,
             first_timestamp: opened.first_timestamp,
             modified: opened.modified,
+            started: Timestamp::NONE,
             chain: opened.chain,
             chain_pending,
             companions: opened.companions_len,
@@ -174,6 +201,9 @@ impl<P: Platform> Segment<P> {
         }
         self.max_timestamp = self.max_timestamp.max(header.max_timestamp());
         self.modified = now;
+        if self.started == Timestamp::NONE {
+            self.started = now;
+        }
         self.end = self.end.plus(header.batch_len());
         self.next_offset = header.next_offset();
     }

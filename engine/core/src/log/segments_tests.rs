@@ -16,6 +16,7 @@ fn create(
         config: config(),
         base_offset: Offset::new(base),
         preallocate: ByteCount::new(preallocate),
+        prepared: None,
     };
     match step.run(log_dir) {
         StepOutput::SegmentCreated(result) => result,

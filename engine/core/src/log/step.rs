@@ -12,7 +12,7 @@ use crate::format::names::{TopicId, TopicPartition};
 use crate::format::side_file::SideFileBuilder;
 use crate::log::log_dir::LogDir;
 use crate::log::recovery::open_partition;
-use crate::log::{LogConfig, segments};
+use crate::log::{LogConfig, prepare, segments};
 use crate::platform::Platform;
 use crate::types::{ByteCount, LeaderEpoch, Offset, Position, Timestamp};
 
@@ -35,6 +35,20 @@ pub enum Step<P: Platform> {
         base_offset: Offset,
         /// Blocks to reserve at once.
         preallocate: ByteCount,
+        /// The file that [`Step::PrepareSegment`] made, and the end of its blocks.
+        prepared: Option<(P::File, Position)>,
+    },
+    /// Make the file of the segment after the active one ahead of need, under a name that recovery removes; see
+    /// [`StepOutput::SegmentPrepared`].
+    PrepareSegment {
+        /// Which partition.
+        name: TopicPartition,
+        /// Its settings.
+        config: LogConfig,
+        /// Blocks to reserve.
+        preallocate: ByteCount,
+        /// Of them, from the start, blocks to fill with zeros.
+        zero: ByteCount,
     },
     /// Open an existing segment for reading; see [`StepOutput::SegmentOpened`].
     OpenSegment {
@@ -86,6 +100,8 @@ pub enum Step<P: Platform> {
         name: TopicPartition,
         /// The active segment's file, end and companions; `None` if it has no file yet.
         active: Option<(P::File, Position, Companions)>,
+        /// Whether a prepared segment is there, which is no longer wanted.
+        prepared: bool,
         /// The end of the log.
         log_end_offset: Offset,
         /// The log start offset.
@@ -126,6 +142,8 @@ pub enum StepOutput<P: Platform> {
     Opened(Result<Box<OpenedLog<P>>, PartitionError>),
     /// From [`Step::CreateSegment`]: the file, and the end of its reserved blocks.
     SegmentCreated(Result<(P::File, Position), PartitionError>),
+    /// From [`Step::PrepareSegment`].
+    SegmentPrepared(Result<PreparedSegment<P::File>, PartitionError>),
     /// From [`Step::OpenSegment`].
     SegmentOpened(Result<P::File, PartitionError>),
     /// From [`Step::Extend`]: the new end of the reserved blocks.
@@ -140,6 +158,17 @@ pub enum StepOutput<P: Platform> {
     Closed(Result<(), DiskError>),
     /// From [`Step::DeletePartition`].
     PartitionDeleted(Result<(), DiskError>),
+}
+
+/// A segment's file, made ahead of need.
+#[derive(Debug)]
+pub struct PreparedSegment<F> {
+    /// Its lock is held.
+    pub file: F,
+    /// End of its reserved blocks.
+    pub preallocated: Position,
+    /// End of those that are filled with zeros.
+    pub zeroed: Position,
 }
 
 /// A partition as recovery leaves it.
@@ -234,6 +263,7 @@ impl<P: Platform> Step<P> {
         match self {
             Step::Open { .. } | Step::OpenSegment { .. } => self.run_freely(log_dir),
             Step::CreateSegment { .. } => StepOutput::SegmentCreated(Err(PartitionError::ReadOnly)),
+            Step::PrepareSegment { .. } => StepOutput::SegmentPrepared(Err(PartitionError::ReadOnly)),
             Step::Extend { .. } => StepOutput::Extended(Err(refused())),
             Step::WriteCompanions(_) => StepOutput::CompanionsWritten(Err(refused())),
             Step::Seal { .. } => StepOutput::Sealed(Err(refused())),
@@ -249,10 +279,19 @@ impl<P: Platform> Step<P> {
     {
         match self {
             Step::Open { name, config } => StepOutput::Opened(open_partition(log_dir, &name, &config)),
-            Step::CreateSegment { name, config, base_offset, preallocate } => {
+            Step::CreateSegment { name, config, base_offset, preallocate, prepared } => {
                 let dir = log_dir.partition_dir(&name);
-                let created = segments::create_segment(log_dir, &dir, &config, base_offset, preallocate);
-                StepOutput::SegmentCreated(created)
+                let taken = prepared.and_then(|(file, end)| {
+                    let used = prepare::use_prepared(log_dir.disk(), &dir, base_offset);
+                    used.map(|used| used.then_some((file, end))).transpose()
+                });
+                let create = || segments::create_segment(log_dir, &dir, &config, base_offset, preallocate);
+                StepOutput::SegmentCreated(taken.map_or_else(create, |taken| taken.map_err(Into::into)))
+            }
+            Step::PrepareSegment { name, config, preallocate, zero } => {
+                let dir = log_dir.partition_dir(&name);
+                let prepared = prepare::prepare_segment(log_dir, &dir, &config, preallocate, zero);
+                StepOutput::SegmentPrepared(prepared)
             }
             Step::OpenSegment { name, config, base_offset } => {
                 StepOutput::SegmentOpened(segments::open_segment(log_dir, &name, &config, base_offset))
@@ -270,8 +309,10 @@ impl<P: Platform> Step<P> {
                 let deleted = segments::delete_segments(log_dir, &name, log_start_offset, &base_offsets);
                 StepOutput::SegmentsDeleted(deleted)
             }
-            Step::Close { name, active, log_end_offset, log_start_offset } => {
-                let closed = segments::close(log_dir, &name, active, log_start_offset, log_end_offset);
+            Step::Close { name, active, prepared, log_end_offset, log_start_offset } => {
+                let removed = if prepared { prepare::remove_prepared(log_dir, &name) } else { Ok(()) };
+                let closed = removed
+                    .and_then(|()| segments::close(log_dir, &name, active, log_start_offset, log_end_offset));
                 StepOutput::Closed(closed)
             }
             Step::DeletePartition { name } => {

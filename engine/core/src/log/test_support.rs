@@ -227,6 +227,7 @@ pub(crate) fn close(log_dir: &LogDir<MemoryDisk>, mut log: Box<Opened>) {
     let step = Step::<StepsOnly>::Close {
         name: name(),
         active: Some((file, active.end, companions)),
+        prepared: false,
         log_end_offset: active.next_offset,
         log_start_offset: log.log_start_offset,
     };

@@ -1,4 +1,4 @@
-//! Everything about a partition's files that is not a commit: making, reserving, sealing, companions,
+//! Everything about a partition's files that is neither a commit nor a reservation: making, sealing, companions,
 //! retention, closing. Decides when a step is due and takes in what it brought; the steps themselves
 //! run elsewhere.
 
@@ -7,14 +7,14 @@ use crate::disk::{DiskError, Errno};
 use crate::error::{FetchError, PartitionError, PartitionFailure};
 use crate::format::index::IndexError;
 use crate::format::names::TopicPartition;
-use crate::log::LogConfig;
 use crate::log::partition::{AckOutcome, Partition, PartitionState};
-use crate::log::segment::{Segment, SegmentFile, SegmentState};
+use crate::log::reserve::first_extent;
+use crate::log::segment::{Prepared, Segment, SegmentFile, SegmentState};
 use crate::log::step::{Companions, Step};
 use crate::memory::Memory;
 use crate::message::Ticket;
 use crate::ops::{Now, Ops};
-use crate::platform::{DIRECT_IO_ALIGN, Platform};
+use crate::platform::Platform;
 use crate::token::{Purpose, StepKind};
 use crate::types::{ByteCount, Offset, Position, Timestamp};
 
@@ -37,8 +37,8 @@ impl<P: Platform> Partition<P> {
         ops.steps.push((Purpose::Step(kind, self.id, uid).token(), Box::new(step)));
     }
 
-    /// Starts whatever steps are due. Sealed segments need none.
-    pub(crate) fn push_upkeep(&mut self, now: Now, ops: &mut Ops<P>) {
+    /// Starts whatever steps are due. Sealed segments need none. `zero` says whether the device has time for zeros.
+    pub(crate) fn push_upkeep(&mut self, now: Now, zero: bool, ops: &mut Ops<P>) {
         if !matches!(self.state, PartitionState::Live | PartitionState::Closing) {
             return;
         }
@@ -48,52 +48,40 @@ impl<P: Platform> Partition<P> {
             }
             self.push_create(index, now, ops);
             self.push_extend(index, now, ops);
+            self.push_zero(index, zero, ops);
             self.push_seal(index, ops);
             self.push_companions(index, ops);
         }
+        self.push_prepare(now, zero, ops);
         self.push_close(ops);
     }
 
     /// A new segment gets its file once there is something to write into it.
     fn push_create(&mut self, index: usize, now: Now, ops: &mut Ops<P>) {
+        if matches!(self.prepared, Prepared::Requested) {
+            return; // the file that is being made is this segment's
+        }
         let segment = &mut self.segments[index];
         let wanted = segment.end > Position::ZERO && matches!(segment.file, SegmentFile::Closed);
         if !wanted || segment.state == SegmentState::Sealing || now.mono < self.retry_at {
             return;
         }
         segment.file = SegmentFile::Requested;
+        let prepared = match std::mem::replace(&mut self.prepared, Prepared::No) {
+            Prepared::Ready(prepared) => {
+                segment.zeroed = prepared.zeroed;
+                Some((prepared.file, prepared.preallocated))
+            }
+            Prepared::No | Prepared::Requested | Prepared::Refused => None,
+        };
         let step = Step::CreateSegment {
             name: self.name.clone(),
             config: self.config.clone(),
             base_offset: segment.base_offset,
             preallocate: first_extent(segment, &self.config),
+            prepared,
         };
         self.push_step(StepKind::CreateSegment, Some(index), step, ops);
-    }
-
-    /// Blocks are reserved before the writer needs them: half a step ahead.
-    fn push_extend(&mut self, index: usize, now: Now, ops: &mut Ops<P>) {
-        let segment = &self.segments[index];
-        let Some(file) = segment.file().cloned() else { return };
-        let busy = matches!(segment.state, SegmentState::Active | SegmentState::Full);
-        if segment.extending || !busy || now.mono < self.retry_at {
-            return;
-        }
-        let needed = segment.end.align_up(DIRECT_IO_ALIGN);
-        let step = extent_len(segment.preallocated, &self.config);
-        let limit = Position::new(self.config.segment_len_max.get()).align_up(DIRECT_IO_ALIGN).max(needed);
-        let ahead = if segment.state == SegmentState::Active { step.get() / 2 } else { 0 };
-        let due = needed.get() + ahead > segment.preallocated.get() && segment.preallocated < limit;
-        if !due || segment.end == Position::ZERO {
-            return;
-        }
-        // A reopened file ends with its last batch; from here on, extents start on whole blocks.
-        let to = segment.preallocated.align_up(DIRECT_IO_ALIGN).plus(step).max(needed).min(limit);
-        let zero = self.config.zero_ahead && segment.preallocated >= needed;
-        // After a start the last block counts as not reserved, but holds data: reserving may mean writing zeros.
-        let from = segment.preallocated.max(self.committed_end(index));
-        self.segments[index].extending = true;
-        self.push_step(StepKind::Extend, Some(index), Step::Extend { file, from, to, zero }, ops);
     }
 
     /// A full segment is sealed when the commit position has left it behind.
@@ -121,7 +109,7 @@ impl<P: Platform> Partition<P> {
 
     fn push_companions(&mut self, index: usize, ops: &mut Ops<P>) {
         let covered = self.segments[index].companions_end;
-        let written = self.committed_end(index);
+        let written = self.visible_end(index);
         let segment = &mut self.segments[index];
         let due = written.get() >= covered.get() + COMPANIONS_INTERVAL.get();
         if segment.state != SegmentState::Active
@@ -135,11 +123,6 @@ impl<P: Platform> Partition<P> {
         segment.companions_end = written;
         let companions = take_companions(segment, &self.name, false);
         self.push_step(StepKind::WriteCompanions, Some(index), Step::WriteCompanions(companions), ops);
-    }
-
-    /// How far a segment is on the device.
-    fn committed_end(&self, index: usize) -> Position {
-        self.visible_end(index)
     }
 
     fn is_committed(&self, index: usize) -> bool {
@@ -165,7 +148,9 @@ impl<P: Platform> Partition<P> {
         let file = segment.file().cloned();
         let active = file.map(|file| (file, segment.end, take_companions(segment, &self.name, true)));
         self.state = PartitionState::Closed;
-        let step = Step::Close { name: self.name.clone(), active, log_end_offset, log_start_offset };
+        let prepared = matches!(std::mem::replace(&mut self.prepared, Prepared::No), Prepared::Ready(..));
+        let step =
+            Step::Close { name: self.name.clone(), active, prepared, log_end_offset, log_start_offset };
         self.push_step(StepKind::Close, None, step, ops);
     }
 
@@ -240,27 +225,8 @@ impl<P: Platform> Partition<P> {
         }
     }
 
-    /// Blocks were reserved, or could not be.
-    pub(crate) fn handle_extended(
-        &mut self,
-        uid: SegmentUid,
-        now: Now,
-        result: Result<Position, DiskError>,
-        outcomes: &mut Vec<AckOutcome>,
-    ) {
-        let Some(segment) = self.segment_mut(uid) else { return };
-        segment.extending = false;
-        match result {
-            Ok(end) => {
-                segment.preallocated = end;
-                self.disk_full = None;
-            }
-            Err(error) => self.handle_disk_error(now, error, outcomes),
-        }
-    }
-
     /// A full device, or too few descriptors, is backpressure; everything else fails the partition.
-    fn handle_disk_error(&mut self, now: Now, error: DiskError, outcomes: &mut Vec<AckOutcome>) {
+    pub(crate) fn handle_disk_error(&mut self, now: Now, error: DiskError, outcomes: &mut Vec<AckOutcome>) {
         if error.errno.is_shortage() {
             self.note_full(now, error, outcomes);
         } else {
@@ -379,20 +345,6 @@ impl<P: Platform> Partition<P> {
         self.delete_below(memory, before, Some(ticket), ops);
         Ok(())
     }
-}
-
-/// Bytes to reserve in a new segment: what it holds already, and the first step.
-fn first_extent<P: Platform>(segment: &Segment<P>, config: &LogConfig) -> ByteCount {
-    let limit = Position::new(config.segment_len_max.get()).align_up(DIRECT_IO_ALIGN);
-    let wanted = segment.end.plus(config.preallocate_len_min).align_up(DIRECT_IO_ALIGN);
-    ByteCount::new(wanted.min(limit.max(segment.end.align_up(DIRECT_IO_ALIGN))).get())
-}
-
-/// The next step of preallocation: as much as there is already, within limits.
-fn extent_len(preallocated: Position, config: &LogConfig) -> ByteCount {
-    let max = LogConfig::PREALLOCATE_LEN_MAX.get().max(config.preallocate_len_min.get());
-    let len = preallocated.get().clamp(config.preallocate_len_min.get(), max);
-    ByteCount::new(Position::new(len).align_up(DIRECT_IO_ALIGN).get())
 }
 
 /// What the companions on disk lack. With `last`, the segment takes no more batches.

@@ -13,6 +13,7 @@ mod connections;
 mod fetches;
 mod partitions;
 mod reads;
+mod scheduler;
 mod sends;
 mod table;
 
@@ -30,6 +31,7 @@ use crate::service::Service;
 use crate::shard::conn::Conn;
 use crate::shard::fetches::ParkTimer;
 use crate::shard::reads::Reads;
+use crate::shard::scheduler::Scheduler;
 use crate::shard::table::PartitionTable;
 use crate::token::Purpose;
 use crate::types::{ByteCount, Nanos};
@@ -88,6 +90,7 @@ pub(crate) struct Core<P: Platform, C> {
     /// Fetches to look at again in this turn.
     woken: Vec<FetchId>,
     reads: Reads,
+    scheduler: Scheduler,
     conns: Vec<Option<Box<Conn<P, C>>>>,
     sendable: VecDeque<ConnId>,
     /// Connections whose `sendfile` waits for a segment's file.
@@ -129,6 +132,7 @@ impl<P: Platform, S: Service> Shard<P, S> {
             fetches: Fetches::new(limits.fetches_max),
             park_timers: BinaryHeap::with_capacity(limits.fetches_max as usize),
             woken: Vec::with_capacity(limits.fetches_max as usize),
+            scheduler: Scheduler::new(),
             reads: Reads::with_capacity(limits.fetches_max as usize),
             conns,
             sendable: VecDeque::with_capacity(limits.connections_max as usize),
@@ -210,6 +214,7 @@ impl<P: Platform, S: Service> Shard<P, S> {
         }
         let mut access = appends::ShardAccess { core, now, ops };
         self.service_deadline = service.turn(now, &mut access);
+        core.scheduler.observe(now, core.stats.committed_len);
         core.expire_parked(service, now, ops);
         core.poll_retention(now, ops);
         core.poll_partitions(now, ops);

@@ -143,6 +143,7 @@ impl<P: Platform, C> Core<P, C> {
                 let result = result.map(|(file, preallocated)| (file, Some(preallocated)));
                 partition.handle_segment_file(uid, now, result, outcomes);
             }
+            StepOutput::SegmentPrepared(result) => partition.handle_prepared(result),
             StepOutput::SegmentOpened(result) => opened = Some(partition.handle_segment_opened(uid, result)),
             StepOutput::Extended(result) => partition.handle_extended(uid, now, result, outcomes),
             StepOutput::CompanionsWritten(result) => partition.handle_companions(uid, result),
@@ -164,7 +165,7 @@ impl<P: Platform, C> Core<P, C> {
             }
         }
         if gone {
-            self.forget(partition);
+            self.forget(&partition);
             return;
         }
         self.queue_partition(&mut partition);
@@ -240,7 +241,7 @@ impl<P: Platform, C> Core<P, C> {
         });
     }
 
-    fn forget(&mut self, partition: Box<Partition<P>>) {
+    fn forget(&mut self, partition: &Partition<P>) {
         for segment in &partition.segments {
             self.memory.cache.remove_segment(segment.uid, segment.end);
         }
@@ -255,11 +256,12 @@ impl<P: Platform, C> Core<P, C> {
             partition.queued = false;
             if self.goes_at_stop(&partition) {
                 self.end_fetches_of(id, &FetchError::Closing, ops);
-                self.forget(partition);
+                self.forget(&partition);
                 continue;
             }
             self.retry_waiting(&mut partition, now, ops);
-            partition.push_upkeep(now, ops);
+            let zero = self.scheduler.allows_zeros();
+            partition.push_upkeep(now, zero, ops);
             self.push_deletion(&mut partition, ops);
             let allowed = self.commits_in_flight < self.limits.commits_in_flight_max;
             if allowed && partition.push_commit(&mut self.memory, now, ops) {
