@@ -2,7 +2,6 @@
 //! process; write every round as it ends; sum up. Nothing is repeated and nothing is dropped: what was odd about
 //! a window is a flag in its line.
 
-mod calibrate;
 mod metrics;
 mod page_cache;
 mod proc;
@@ -242,10 +241,6 @@ impl Runner<'_> {
             }
             if let Some(reason) = path.unfit_for(workload) {
                 skip(Some(path.name), reason, file)?;
-                continue;
-            }
-            if path.is_calibration && !calibrate::is_available() {
-                skip(Some(path.name), "fio is not installed, or does not run", file)?;
                 continue;
             }
             self.progress.set_message(format!("verify {} {}", workload.name, path.name));

@@ -25,6 +25,8 @@ pub(crate) enum Message<P: Platform> {
     Written(Token, Result<ByteCount, Errno>),
     Synced(Token, Result<(), Errno>),
     ReadDone(Token, P::Chunk, Result<usize, Errno>),
+    /// Bytes asked for, and bytes in the pipe.
+    Filled(Token, usize, Result<usize, Errno>),
     StepDone(Token, Box<StepOutput<P>>),
     Grown(P::Slab),
     GrowFailed(Errno),
@@ -39,6 +41,7 @@ impl<P: Platform> Message<P> {
             Message::Written(token, result) => Event::Written { token, result },
             Message::Synced(token, result) => Event::Synced { token, result },
             Message::ReadDone(token, chunk, result) => Event::ReadDone { token, chunk, result },
+            Message::Filled(token, asked, result) => Event::Filled { token, asked, result },
             Message::StepDone(token, output) => Event::StepDone { token, output },
             Message::Grown(slab) => Event::Grown(slab),
             Message::GrowFailed(errno) => Event::GrowFailed(errno),

@@ -13,6 +13,7 @@ pub mod helper;
 pub mod inbox;
 pub mod memory;
 pub mod net;
+mod pipe;
 pub mod poll;
 pub mod probe;
 mod reference;

@@ -132,6 +132,20 @@ pub(crate) fn is_remote(socket: &OwnedFd) -> bool {
     !peer.is_loopback() && peer != own
 }
 
+/// Blocks `SIGPIPE` on this thread; `sendfile` and `splice` have no flag against it.
+pub(crate) fn block_sigpipe() -> rustix::io::Result<()> {
+    let mut signals = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: [U4] initialises the set, which outlives the call.
+    let emptied = unsafe { libc::sigemptyset(signals.as_mut_ptr()) };
+    debug_assert_eq!(emptied, 0);
+    // SAFETY: [U4] the set was initialised above.
+    let added = unsafe { libc::sigaddset(signals.as_mut_ptr(), libc::SIGPIPE) };
+    debug_assert_eq!(added, 0);
+    // SAFETY: [U4] reads the initialised set and changes this thread's mask only.
+    let blocked = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, signals.as_ptr(), std::ptr::null_mut()) };
+    if blocked == 0 { Ok(()) } else { Err(rustix::io::Errno::from_raw_os_error(blocked)) }
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::TcpStream;

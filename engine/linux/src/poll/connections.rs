@@ -1,19 +1,22 @@
 //! The connections of one driver: slots of a fixed number, each with a generation.
 //!
-//! Always holds: a slot is in `free` exactly when it has no connection; its generation rises at every
-//! close, so an identifier names one connection for good.
+//! Always holds: a slot in `free` has no connection; its generation rises when it gets there, so an identifier
+//! names one connection for good.
 
 use std::os::fd::OwnedFd;
 
 use rohrpost_engine_core::ops::{ConnId, Send, SendFile};
 
 use super::PollPlatform;
+use crate::pipe::Loaded;
 
 /// A transfer that waits for room in the socket.
 #[expect(clippy::large_enum_variant, reason = "a box would be an allocation per operation")]
 pub(super) enum Transfer {
     Send(Send<PollPlatform>),
     File(SendFile<PollPlatform>),
+    /// At most so many bytes of the connection's pipe.
+    Drain(usize),
 }
 
 /// An open connection.
@@ -29,6 +32,8 @@ pub(super) struct Connection {
     /// Whether it is in the driver's list of connections to receive from.
     pub(super) listed: bool,
     pub(super) transfer: Option<Transfer>,
+    /// Its pipe, while there is something in it.
+    pub(super) pipe: Option<Loaded>,
 }
 
 struct Slot {
@@ -63,6 +68,7 @@ impl Connections {
             ended: false,
             listed: false,
             transfer: None,
+            pipe: None,
         });
         Some(ConnId { slot, generation: entry.generation })
     }
@@ -72,15 +78,18 @@ impl Connections {
         if slot.generation == id.generation { slot.connection.as_mut() } else { None }
     }
 
+    /// Takes the connection out. Its slot is not used again before [`Self::free`].
     pub(super) fn remove(&mut self, id: ConnId) -> Option<Connection> {
         let slot = self.slots.get_mut(id.slot as usize)?;
-        if slot.generation != id.generation {
-            return None;
-        }
-        let connection = slot.connection.take()?;
+        if slot.generation != id.generation { None } else { slot.connection.take() }
+    }
+
+    /// Lets the slot of a removed connection be used again.
+    pub(super) fn free(&mut self, id: ConnId) {
+        let slot = &mut self.slots[id.slot as usize];
+        debug_assert!(slot.generation == id.generation && slot.connection.is_none(), "{id:?} is open");
         slot.generation = slot.generation.wrapping_add(1);
         self.free.push(id.slot);
-        Some(connection)
     }
 }
 

@@ -5,12 +5,13 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use arrayvec::ArrayVec;
 use rohrpost_engine_core::disk::Errno;
-use rohrpost_engine_core::ops::{DiskOp, Read, WRITE_EXTENTS_MAX, Write};
+use rohrpost_engine_core::ops::{DiskOp, Read, Token, WRITE_EXTENTS_MAX, Write};
 use rohrpost_engine_core::platform::Chunk;
 use rohrpost_engine_core::types::ByteCount;
 use rustix::io::{ReadWriteFlags, retry_on_intr};
@@ -18,6 +19,7 @@ use rustix::io::{ReadWriteFlags, retry_on_intr};
 use crate::file::{LinuxFile, errno_of};
 use crate::helper::LinuxPlatform;
 use crate::inbox::{Mailbox, Message};
+use crate::pipe::{Pipe, Span, fill_now};
 
 /// The threads of one driver. Dropping it finishes what was submitted and joins them.
 pub(super) struct DiskPool<P: LinuxPlatform> {
@@ -31,8 +33,24 @@ struct Lane<P: LinuxPlatform> {
     changed: Condvar,
 }
 
+/// What a thread does: an operation, or its own half of a fill.
+enum Job<P: LinuxPlatform> {
+    Op(DiskOp<P>),
+    Fill(FillJob),
+}
+
+/// The part of a fill that may wait for the disk.
+pub(super) struct FillJob {
+    pub(super) token: Token,
+    pub(super) asked: usize,
+    pub(super) file: LinuxFile,
+    pub(super) pipe: Pipe,
+    pub(super) span: Span,
+    pub(super) cached: bool,
+}
+
 struct LaneQueue<P: LinuxPlatform> {
-    ops: VecDeque<DiskOp<P>>,
+    jobs: VecDeque<Job<P>>,
     ending: bool,
 }
 
@@ -58,8 +76,12 @@ impl<P: LinuxPlatform> DiskPool<P> {
     /// Queues an operation; its completion is posted.
     pub(super) fn submit(&self, op: DiskOp<P>) {
         let lane = if matches!(op, DiskOp::Read(_)) { &self.reads } else { &self.writes };
-        lane.lock().ops.push_back(op);
-        lane.changed.notify_one();
+        lane.push(Job::Op(op));
+    }
+
+    /// Queues a fill among the reads. Its completion counts every byte read, wanted or not.
+    pub(super) fn fill(&self, job: FillJob) {
+        self.reads.push(Job::Fill(job));
     }
 }
 
@@ -78,7 +100,7 @@ impl<P: LinuxPlatform> Drop for DiskPool<P> {
 
 impl<P: LinuxPlatform> Lane<P> {
     fn new() -> Arc<Self> {
-        let queue = LaneQueue { ops: VecDeque::with_capacity(64), ending: false };
+        let queue = LaneQueue { jobs: VecDeque::with_capacity(64), ending: false };
         Arc::new(Self { queue: Mutex::new(queue), changed: Condvar::new() })
     }
 
@@ -86,17 +108,25 @@ impl<P: LinuxPlatform> Lane<P> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn push(&self, job: Job<P>) {
+        self.lock().jobs.push_back(job);
+        self.changed.notify_one();
+    }
+
     fn serve(&self, mailbox: &Mailbox<P>) {
-        while let Some(op) = self.next() {
-            mailbox.post(run(op));
+        while let Some(job) = self.next() {
+            mailbox.post(match job {
+                Job::Op(op) => run(op),
+                Job::Fill(job) => run_fill(&job),
+            });
         }
     }
 
-    fn next(&self) -> Option<DiskOp<P>> {
+    fn next(&self) -> Option<Job<P>> {
         let mut queue = self.lock();
         loop {
-            if let Some(op) = queue.ops.pop_front() {
-                return Some(op);
+            if let Some(job) = queue.jobs.pop_front() {
+                return Some(job);
             }
             if queue.ending {
                 return None;
@@ -117,8 +147,13 @@ fn run<P: LinuxPlatform>(op: DiskOp<P>) -> Message<P> {
             Message::ReadDone(read.token, read.chunk, result)
         }
         DiskOp::Sync { token, file } => Message::Synced(token, sync(&file)),
-        DiskOp::Fill(_) => unreachable!("the driver answers fills itself"),
+        DiskOp::Fill(_) => unreachable!("the driver finds the pipe first"),
     }
+}
+
+fn run_fill<P: LinuxPlatform>(job: &FillJob) -> Message<P> {
+    let filled = fill_now(&job.file, &job.pipe, job.span, job.cached);
+    Message::Filled(job.token, job.asked, filled)
 }
 
 fn run_write<P: LinuxPlatform>(write: &Write<P>) -> Result<ByteCount, Errno> {
@@ -135,13 +170,10 @@ fn run_write<P: LinuxPlatform>(write: &Write<P>) -> Result<ByteCount, Errno> {
 
 fn run_read<P: LinuxPlatform>(read: &mut Read<P>) -> Result<usize, Errno> {
     let from = read.from - read.chunk.frozen();
+    let source = if read.cached { read.file.buffered_fd()? } else { read.file.as_fd() };
     let position = read.position.get();
-    let file = match read.cached {
-        true => read.file.buffered_fd()?,
-        false => std::os::fd::AsFd::as_fd(&read.file),
-    };
     let space = &mut read.chunk.unfrozen_mut()[from..from + read.len];
-    retry_on_intr(|| rustix::io::pread(file, &mut *space, position)).map_err(errno_of)
+    retry_on_intr(|| rustix::io::pread(source, &mut *space, position)).map_err(errno_of)
 }
 
 fn sync(file: &LinuxFile) -> Result<(), Errno> {

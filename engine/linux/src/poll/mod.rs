@@ -9,6 +9,7 @@
 mod accept;
 mod connections;
 mod disk_pool;
+mod pipes;
 mod recv;
 #[cfg(test)]
 mod tests;
@@ -30,13 +31,14 @@ use crate::disk::LinuxDisk;
 use crate::file::{LinuxFile, errno_of};
 use crate::helper::ShardHelper;
 use crate::inbox::{Inbox, ReplySink};
-use crate::net::Listener;
+use crate::net::{Listener, block_sigpipe};
 use crate::stats::DriverStats;
 use accept::{Accepting, watch_listener};
 use connections::{Connection, Connections, Transfer, from_data};
 use disk_pool::DiskPool;
+use pipes::Pipes;
 use recv::RecvPool;
-use transfer::{block_sigpipe, continue_transfer, receive_once, sent};
+use transfer::{continue_transfer, receive_once, sent};
 
 pub use recv::PollRecvBuf;
 
@@ -59,7 +61,8 @@ impl Platform for PollPlatform {
     type Lease = LinuxLease;
     type RecvBuf = PollRecvBuf;
 
-    const MODES: &'static [Mode] = &[Mode::Send, Mode::Sendfile, Mode::DirectSend, Mode::ReadSend];
+    const MODES: &'static [Mode] =
+        &[Mode::Send, Mode::Sendfile, Mode::Splice, Mode::DirectSend, Mode::DirectSplice, Mode::ReadSend];
 }
 
 /// Sizes of a driver.
@@ -107,6 +110,7 @@ pub struct PollDriver {
     pages: PageRound,
     replies: Box<dyn ReplySink<PollPlatform>>,
     pool: DiskPool<PollPlatform>,
+    pipes: Pipes,
     listener: Option<Listener>,
     accepting: Accepting,
     connections: Connections,
@@ -153,6 +157,7 @@ impl PollDriver {
             helper,
             replies,
             pool,
+            pipes: Pipes::new(),
             listener,
             accepting: Accepting::Watched,
             connections: Connections::new(config.connections_max),
@@ -172,10 +177,7 @@ impl PollDriver {
     fn execute(&mut self, ops: &mut Ops<PollPlatform>, events: &mut Vec<Event<PollPlatform>>) {
         for op in ops.disk.drain(..) {
             match op {
-                DiskOp::Fill(fill) => {
-                    let (token, asked) = (fill.token, fill.len);
-                    events.push(Event::Filled { token, asked, result: Err(Errno::OPNOTSUPP) });
-                }
+                DiskOp::Fill(fill) => self.pipes.start(fill, &mut self.connections, &self.pool, events),
                 op => self.pool.submit(op),
             }
         }
@@ -185,9 +187,7 @@ impl PollDriver {
                 NetOp::Pause(id) => self.pause(id),
                 NetOp::Send(send) => self.start_transfer(send.conn, Transfer::Send(send), events),
                 NetOp::SendFile(send) => self.start_transfer(send.conn, Transfer::File(send), events),
-                NetOp::Drain { conn, .. } => {
-                    events.push(Event::FileSent { conn, result: Err(Errno::OPNOTSUPP) });
-                }
+                NetOp::Drain { conn, len } => self.start_transfer(conn, Transfer::Drain(len), events),
                 NetOp::Close(id) => self.close(id, events),
             }
         }
@@ -221,7 +221,7 @@ impl PollDriver {
             Some(connection) => {
                 debug_assert!(connection.transfer.is_none(), "two transfers on {id:?}");
                 self.kernel_entries += 1;
-                continue_transfer(connection, id, transfer, events);
+                continue_transfer(connection, &mut self.pipes, id, transfer, events);
             }
             None => events.push(sent(id, transfer, Err(Errno::CONNRESET))),
         }
@@ -236,6 +236,17 @@ impl PollDriver {
         }
         self.kernel_entries += 1;
         drop(connection.socket);
+        if let Some(loaded) = connection.pipe {
+            self.pipes.pool.unload(loaded);
+        }
+        // A fill still to end is answered first.
+        if !self.pipes.is_filling(id) {
+            self.closed(id, events);
+        }
+    }
+
+    fn closed(&mut self, id: ConnId, events: &mut Vec<Event<PollPlatform>>) {
+        self.connections.free(id);
         events.push(Event::Closed(id));
         self.resume_accepting();
     }
@@ -296,7 +307,7 @@ impl PollDriver {
             && let Some(transfer) = connection.transfer.take()
         {
             self.kernel_entries += 1;
-            continue_transfer(connection, id, transfer, events);
+            continue_transfer(connection, &mut self.pipes, id, transfer, events);
         }
     }
 
@@ -361,8 +372,11 @@ impl Driver for PollDriver {
         self.wait(!events.is_empty(), deadline)?;
         self.handle_kernel_events(events);
         self.receive_ready(events);
+        let first = events.len();
         self.take_messages(events);
-        self.stats.add_turn(std::mem::take(&mut self.kernel_entries));
+        self.finish_fills(first, events);
+        let inline = std::mem::take(&mut self.kernel_entries) + std::mem::take(&mut self.pipes.pool.calls);
+        self.stats.add_turn(inline);
         Ok(())
     }
 }

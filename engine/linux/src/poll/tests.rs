@@ -8,7 +8,7 @@ use rohrpost_engine_core::platform::Arena;
 use super::*;
 use crate::helper::{Helper, RunStep};
 use crate::inbox::Mailbox;
-use crate::testing::{Options, Rig, disk_bodies, limit_bodies, net_bodies};
+use crate::testing::{Options, Rig, disk_bodies, limit_bodies, net_bodies, pipe_bodies};
 
 struct NoReplies;
 
@@ -89,12 +89,27 @@ bodies! {
     disk_bodies::failed_writes_say_why => failed_writes_say_why();
     disk_bodies::more_operations_than_the_queue_holds => more_operations_than_the_queue_holds();
     limit_bodies::full_disk => full_disk();
+    pipe_bodies::ranges_arrive_whole => ranges_arrive_whole();
+    pipe_bodies::pipe_and_memory_keep_their_order => pipe_and_memory_keep_their_order();
+    pipe_bodies::a_reset_leaves_nothing_for_the_next => a_reset_leaves_nothing_for_the_next();
+    pipe_bodies::closed_while_filling => closed_while_filling();
+    pipe_bodies::pipes_are_bounded => pipes_are_bounded();
+    pipe_bodies::refused_fills_say_why => refused_fills_say_why();
+    pipe_bodies::cached_reads_bring_the_same_bytes => cached_reads_bring_the_same_bytes();
+    pipe_bodies::dropped_with_full_pipes => dropped_with_full_pipes();
 }
 
 #[test]
 fn out_of_descriptors() {
     if limit_bodies::in_child("poll::tests::out_of_descriptors") {
         limit_bodies::out_of_descriptors(make);
+    }
+}
+
+#[test]
+fn no_descriptor_for_a_pipe() {
+    if limit_bodies::in_child("poll::tests::no_descriptor_for_a_pipe") {
+        pipe_bodies::no_descriptor_for_a_pipe(make);
     }
 }
 

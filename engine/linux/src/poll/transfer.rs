@@ -1,4 +1,4 @@
-//! One system call on one connection: receive, send from memory, send from a file.
+//! One system call on one connection: receive, send from memory, from a file, or from a pipe.
 
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
@@ -10,6 +10,7 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
 use super::PollPlatform;
 use super::connections::{Connection, Transfer};
+use super::pipes::Pipes;
 use super::recv::PollRecvBuf;
 use crate::file::errno_of;
 
@@ -47,6 +48,7 @@ pub(super) fn receive_once(
 /// Gives the socket as much as it takes. Without room for a byte, the transfer waits for the edge.
 pub(super) fn continue_transfer(
     connection: &mut Connection,
+    pipes: &mut Pipes,
     id: ConnId,
     transfer: Transfer,
     events: &mut Vec<Event<PollPlatform>>,
@@ -55,6 +57,7 @@ pub(super) fn continue_transfer(
         let result = match &transfer {
             Transfer::Send(send) => send_parts(&connection.socket, send),
             Transfer::File(send) => send_file(&connection.socket, send),
+            Transfer::Drain(len) => pipes.drain(connection, *len),
         };
         match result {
             Err(Errno(libc::EINTR)) => {}
@@ -71,7 +74,7 @@ pub(super) fn continue_transfer(
 pub(super) fn sent(conn: ConnId, transfer: Transfer, result: Result<usize, Errno>) -> Event<PollPlatform> {
     match transfer {
         Transfer::Send(send) => Event::Sent { result, send },
-        Transfer::File(_) => Event::FileSent { conn, result },
+        Transfer::File(_) | Transfer::Drain(_) => Event::FileSent { conn, result },
     }
 }
 
@@ -90,18 +93,4 @@ fn send_file(socket: &OwnedFd, send: &SendFile<PollPlatform>) -> Result<usize, E
     let mut offset = send.position.get();
     let file = send.file.buffered_fd()?;
     rustix::fs::sendfile(socket, file, Some(&mut offset), send.len).map_err(errno_of)
-}
-
-/// Blocks `SIGPIPE` on this thread; `sendfile` has no flag for it.
-pub(super) fn block_sigpipe() -> rustix::io::Result<()> {
-    let mut signals = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: [U4] initialises the set, which outlives the call.
-    let emptied = unsafe { libc::sigemptyset(signals.as_mut_ptr()) };
-    debug_assert_eq!(emptied, 0);
-    // SAFETY: [U4] the set was initialised above.
-    let added = unsafe { libc::sigaddset(signals.as_mut_ptr(), libc::SIGPIPE) };
-    debug_assert_eq!(added, 0);
-    // SAFETY: [U4] reads the initialised set and changes this thread's mask only.
-    let blocked = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, signals.as_ptr(), std::ptr::null_mut()) };
-    if blocked == 0 { Ok(()) } else { Err(rustix::io::Errno::from_raw_os_error(blocked)) }
 }

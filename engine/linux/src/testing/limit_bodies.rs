@@ -62,7 +62,7 @@ where
 }
 
 /// Takes every descriptor the process may still open.
-fn exhaust_descriptors() -> Vec<std::fs::File> {
+pub(crate) fn exhaust_descriptors() -> Vec<std::fs::File> {
     let open = std::fs::read_dir("/proc/self/fd").expect("procfs");
     let numbers = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u64>().ok());
     let limit = numbers.max().expect("standard input at least") + 1;

@@ -4,6 +4,7 @@
 pub(crate) mod disk_bodies;
 pub(crate) mod limit_bodies;
 pub(crate) mod net_bodies;
+pub(crate) mod pipe_bodies;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -148,10 +149,17 @@ where
         sends
     }
 
-    /// Waits for the end of a transfer.
+    /// Waits for the end of a send.
     pub(crate) fn sent(&mut self, id: ConnId) -> Result<usize, Errno> {
         self.until("sent", |event| match event {
             Event::Sent { result, send } if send.conn == id => Some(*result),
+            _ => None,
+        })
+    }
+
+    /// Waits for the end of a transfer that does not come from memory.
+    pub(crate) fn file_sent(&mut self, id: ConnId) -> Result<usize, Errno> {
+        self.until("sent from a file", |event| match event {
             Event::FileSent { conn, result } if *conn == id => Some(*result),
             _ => None,
         })
@@ -191,9 +199,14 @@ pub(crate) fn pattern(at: usize, seed: u64) -> u8 {
 
 /// Reads exactly `len` bytes and compares them with the pattern.
 pub(crate) fn expect_pattern(stream: &mut TcpStream, len: usize, seed: u64) {
+    expect_pattern_at(stream, 0, len, seed);
+}
+
+/// Reads exactly `len` bytes and compares them with the pattern from `start` on.
+pub(crate) fn expect_pattern_at(stream: &mut TcpStream, start: usize, len: usize, seed: u64) {
     let mut bytes = vec![0; len];
     stream.read_exact(&mut bytes).expect("all bytes arrive");
-    let wrong = (0..len).find(|&at| bytes[at] != pattern(at, seed));
+    let wrong = (0..len).find(|&at| bytes[at] != pattern(start + at, seed));
     assert_eq!(wrong, None, "first wrong byte");
 }
 

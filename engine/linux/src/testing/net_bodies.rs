@@ -79,7 +79,7 @@ where
     rig.close(id);
 }
 
-fn small_buffers(socket: impl AsFd) {
+pub(crate) fn small_buffers(socket: impl AsFd) {
     rustix::net::sockopt::set_socket_send_buffer_size(&socket, 1).expect("any size is taken");
     rustix::net::sockopt::set_socket_recv_buffer_size(&socket, 1).expect("any size is taken");
 }
@@ -294,18 +294,18 @@ where
     while done < LEN {
         let position = Position::new(done as u64);
         rig.net(NetOp::SendFile(SendFile { conn: id, file: file.clone(), position, len: LEN - done }));
-        done += rig.sent(id).expect("the peer reads");
+        done += rig.file_sent(id).expect("the peer reads");
     }
     let end = Position::new(LEN as u64);
     rig.net(NetOp::SendFile(SendFile { conn: id, file: file.clone(), position: end, len: 4096 }));
-    assert_eq!(rig.sent(id), Ok(0));
+    assert_eq!(rig.file_sent(id), Ok(0));
     let client = reader.join().expect("the reader got the pattern");
     rustix::net::sockopt::set_socket_linger(&client, Some(std::time::Duration::ZERO)).expect("linger");
     drop(client);
     let start = Position::new(0);
     let failed = loop {
         rig.net(NetOp::SendFile(SendFile { conn: id, file: file.clone(), position: start, len: LEN }));
-        if let Err(errno) = rig.sent(id) {
+        if let Err(errno) = rig.file_sent(id) {
             break errno;
         }
     };

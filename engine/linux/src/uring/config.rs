@@ -7,6 +7,7 @@ use super::disk_ops::DiskTable;
 use super::net_ops::ConnTable;
 use super::probe::ProbeReport;
 use super::ring::RingSizes;
+use crate::pipe::{PIPE_LEN, PIPES_MAX};
 
 /// What a driver is made of.
 #[derive(Clone, Debug)]
@@ -31,7 +32,7 @@ impl UringConfig {
     }
 
     /// What the driver's memory goes to, apart from the arena; the queues count as locked memory.
-    pub fn bill(&self) -> [(&'static str, ByteCount); 3] {
+    pub fn bill(&self) -> [(&'static str, ByteCount); 4] {
         let sizes = ring_sizes(&self.limits, self.recv_buf_count, self.workers_max);
         let queues = u64::from(sizes.submissions) * 68 + u64::from(sizes.completions) * 16;
         let buffers = self.recv_buf_len * usize::from(self.recv_buf_count);
@@ -41,6 +42,7 @@ impl UringConfig {
             ("ring queues", ByteCount::new(queues)),
             ("receive buffers", ByteCount::of_usize(buffers)),
             ("operations in flight", ByteCount::of_usize(tables)),
+            ("pipes, while they are filled", ByteCount::of_usize(PIPES_MAX * PIPE_LEN)),
         ]
     }
 }
@@ -64,6 +66,10 @@ pub struct UringCounters {
     pub refused_count: u64,
     /// Accepts that failed for want of descriptors or memory.
     pub accept_starved_count: u64,
+    /// Sends from memory that the kernel was to read in place.
+    pub zero_copy_count: u64,
+    /// Those of them that the kernel copied all the same, as far as it says.
+    pub zero_copy_copied_count: u64,
     /// Turns that found the completion queue overflowed; nothing is lost, the kernel keeps the rest.
     pub overflow_count: u64,
 }

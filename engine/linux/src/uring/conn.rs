@@ -4,6 +4,7 @@
 //! requests in the ring that name this socket, and the socket is closed only when it is zero, so a
 //! completion never meets another connection's state.
 
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::ptr;
 
@@ -12,6 +13,7 @@ use rohrpost_engine_core::ops::{ConnId, SEND_PARTS_MAX, Send, SendFile};
 use super::UringPlatform;
 use super::disk_ops::NO_IOVEC;
 use super::slab::{Key, Kind};
+use crate::pipe::Loaded;
 
 /// Where receiving stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,8 +35,12 @@ pub(super) enum Transfer {
     None,
     /// From memory; the kernel reads it until the completion.
     Memory(Send<UringPlatform>),
+    /// From memory that the kernel reads in place. So many bytes were copied before it.
+    ZeroCopy(Send<UringPlatform>, usize),
     /// From a file, waiting until the socket takes more.
     File(SendFile<UringPlatform>),
+    /// At most so many bytes of the connection's pipe, waiting until the socket takes more.
+    Drain(usize),
 }
 
 /// See the module.
@@ -49,6 +55,8 @@ pub(super) struct Conn {
     /// Requests in the ring that name the socket.
     pub(super) requests: u32,
     pub(super) transfer: Transfer,
+    /// The connection's pipe, while there is something in it.
+    pub(super) pipe: Option<Loaded>,
     message: libc::msghdr,
     iovecs: [libc::iovec; SEND_PARTS_MAX],
 }
@@ -64,6 +72,7 @@ impl Conn {
             closing: false,
             requests: 0,
             transfer: Transfer::None,
+            pipe: None,
             message: EMPTY_MESSAGE,
             iovecs: [NO_IOVEC; SEND_PARTS_MAX],
         }
@@ -104,18 +113,21 @@ impl Conn {
         Key { kind, generation, index: self.id.slot }
     }
 
-    /// Describes the transfer's memory for the kernel. The result points into this value, which must
+    /// Describes these parts of the transfer's memory for the kernel. The result points into this value, which must
     /// not move, and is valid until the transfer is replaced.
-    pub(super) fn message(&mut self) -> *const libc::msghdr {
-        let Transfer::Memory(send) = &self.transfer else { unreachable!("only memory has a message") };
-        let mut skip = send.skip;
-        for (iovec, part) in self.iovecs.iter_mut().zip(&send.parts) {
+    pub(super) fn message(&mut self, parts: Range<usize>) -> *const libc::msghdr {
+        let (Transfer::Memory(send) | Transfer::ZeroCopy(send, _)) = &self.transfer else {
+            unreachable!("only memory has a message");
+        };
+        let count = parts.len();
+        let mut skip = if parts.start == 0 { send.skip } else { 0 };
+        for (iovec, part) in self.iovecs.iter_mut().zip(&send.parts[parts]) {
             let bytes = &part.as_ref()[skip..];
             skip = 0;
             *iovec = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
         }
         self.message.msg_iov = self.iovecs.as_mut_ptr();
-        self.message.msg_iovlen = send.parts.len();
+        self.message.msg_iovlen = count;
         &raw const self.message
     }
 }

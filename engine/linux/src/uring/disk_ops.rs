@@ -118,7 +118,7 @@ impl DiskTable {
         let entry = match op {
             DiskOp::Write(write) => self.write_entry(ring, write),
             DiskOp::Read(read) => self.read_entry(ring, read),
-            DiskOp::Fill(_) => unreachable!("the driver answers fills itself"),
+            DiskOp::Fill(_) => unreachable!("the driver gives fills to the connection table"),
             DiskOp::Sync { token, file } => {
                 let (key, slot) = self.syncs.take();
                 let (_, file) = slot.0.insert((token, file));

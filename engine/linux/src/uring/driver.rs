@@ -5,6 +5,8 @@
 //! disk operations are reported before those of sockets; what the kernel may still write to is freed
 //! only after its last completion, in `drop` as well.
 
+mod wind_down;
+
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
@@ -24,10 +26,10 @@ use super::ring::{Cqe, Ring, RingError};
 use super::setup_error::{SetupError, locked_memory_limit};
 use super::slab::{Key, Kind};
 use crate::arena::{LinuxSlab, PageRound};
-use crate::file::errno_of_io;
+use crate::file::{errno_of, errno_of_io};
 use crate::helper::ShardHelper;
 use crate::inbox::{Inbox, ReplySink};
-use crate::net::Listener;
+use crate::net::{Listener, block_sigpipe};
 use crate::stats::DriverStats;
 
 /// The io_uring driver of one shard. Made and used on the shard's thread.
@@ -80,7 +82,7 @@ impl UringDriver {
         }
         let reads_max = limits.cold_read_bytes_max.get() / limits.cold_read_len.get().max(1);
         let commits_max = limits.commits_in_flight_max as usize;
-        block_sigpipe();
+        block_sigpipe().map_err(|errno| SetupError::Other { errno: errno_of(errno) })?;
         Ok(Self {
             disk: DiskTable::new(commits_max, reads_max as usize, limits.slabs_max()),
             conns: ConnTable::new(limits.connections_max as usize, pool, ring.features()),
@@ -188,6 +190,8 @@ impl UringDriver {
             recv_starved_count: self.conns.starved_count,
             refused_count: self.acceptor.refused_count,
             accept_starved_count: self.acceptor.starved_count,
+            zero_copy_count: self.conns.zero_copies.sent_count,
+            zero_copy_copied_count: self.conns.zero_copies.copied_count,
             ..self.counters
         }
     }
@@ -205,10 +209,7 @@ impl UringDriver {
         if !ops.disk.is_empty() {
             for op in ops.disk.drain(..) {
                 match op {
-                    DiskOp::Fill(fill) => {
-                        let (token, asked) = (fill.token, fill.len);
-                        events.push(Event::Filled { token, asked, result: Err(Errno::OPNOTSUPP) });
-                    }
+                    DiskOp::Fill(fill) => self.conns.push_fill(&mut self.ring, fill, events)?,
                     op => self.disk.push(&mut self.ring, op)?,
                 }
             }
@@ -267,8 +268,14 @@ impl UringDriver {
         for index in 0..self.cqes.len() {
             let cqe = self.cqes[index];
             if let Some(key) = Key::decode(cqe.user_data).filter(|key| key.is_disk()) {
-                events.extend(self.disk.complete(key, cqe));
+                match key.kind {
+                    Kind::Fill => self.conns.complete_fill(key, cqe, events),
+                    _ => events.extend(self.disk.complete(key, cqe)),
+                }
             }
+        }
+        if events.iter().any(|event| matches!(event, Event::Closed(_))) {
+            self.acceptor.handle_closed();
         }
         let now = mono_now();
         for index in 0..self.cqes.len() {
@@ -310,32 +317,6 @@ impl UringDriver {
         }
         Ok(())
     }
-
-    fn is_live(&self) -> bool {
-        self.disk.live_count() > 0
-            || self.conns.live_count() > 0
-            || self.acceptor.is_live()
-            || self.wake_armed
-    }
-
-    /// Ends every request and waits for the last completions.
-    fn wind_down(&mut self) -> Result<(), RingError> {
-        let mut events = Vec::new();
-        self.acceptor.stop(&mut self.ring)?;
-        self.conns.close_all(&mut self.ring, &mut events)?;
-        if self.wake_armed {
-            let builder = types::CancelBuilder::user_data(Key::lone(Kind::Wake).encode());
-            let entry = opcode::AsyncCancel2::new(builder).build();
-            // SAFETY: [U20] the entry points to no memory.
-            unsafe { self.ring.push(&entry.user_data(Key::lone(Kind::Cancel).encode())) }?;
-        }
-        while self.is_live() {
-            self.ring.submit_and_wait(1, None)?;
-            self.take_completions(&mut events)?;
-            events.clear();
-        }
-        Ok(())
-    }
 }
 
 impl Driver for UringDriver {
@@ -366,20 +347,10 @@ impl Driver for UringDriver {
             }
         }
         self.return_pages();
-        let entries = self.ring.enter_count + self.conns.inline_count + self.wake_reads;
+        let inline = self.conns.inline_count + self.conns.pipes.pool.calls;
+        let entries = self.ring.enter_count + inline + self.wake_reads;
         self.stats.add_turn(entries - std::mem::replace(&mut self.entries_counted, entries));
         Ok(())
-    }
-}
-
-impl Drop for UringDriver {
-    fn drop(&mut self) {
-        if self.wind_down().is_err() {
-            // The kernel may still use the tables' memory: better to lose it than to reuse it.
-            let empty = DiskTable::new(0, 0, 0);
-            std::mem::forget(std::mem::replace(&mut self.disk, empty));
-            self.conns.leak();
-        }
     }
 }
 
@@ -412,15 +383,4 @@ fn give_up(ring: &mut Ring, missing: &mut Vec<Missing>, feature: Feature, errno:
             missing.push(Missing { feature: *dependent, reason: Reason::Needs(feature) });
         }
     }
-}
-
-/// `sendfile` to a closed connection raises `SIGPIPE`, and has no flag against it.
-fn block_sigpipe() {
-    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: [U27] initialises the set it is given.
-    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
-    // SAFETY: [U27] the set was initialised by the call above.
-    unsafe { libc::sigaddset(set.as_mut_ptr(), libc::SIGPIPE) };
-    // SAFETY: [U27] an initialised set is read; no old set is asked for.
-    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut()) };
 }

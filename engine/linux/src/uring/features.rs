@@ -40,6 +40,12 @@ pub enum Feature {
     MultishotAccept,
     /// One request reports many wake-ups (`IORING_POLL_ADD_MULTI`).
     MultishotPoll,
+    /// Files into pipes, on a kernel worker (`IORING_OP_SPLICE`).
+    Splice,
+    /// Sends that read memory in place (`IORING_OP_SENDMSG_ZC`).
+    SendmsgZc,
+    /// Such sends say whether the kernel copied all the same (`IORING_SEND_ZC_REPORT_USAGE`).
+    ZcReport,
 }
 
 /// What a feature is called, since when it exists, and what its absence costs.
@@ -69,6 +75,9 @@ impl Feature {
         Feature::MultishotRecv,
         Feature::MultishotAccept,
         Feature::MultishotPoll,
+        Feature::Splice,
+        Feature::SendmsgZc,
+        Feature::ZcReport,
     ];
 
     /// Name, first kernel, and fallback.
@@ -101,6 +110,17 @@ impl Feature {
             Feature::MultishotPoll => {
                 ("multishot_poll", "5.13", "one more submission per wake-up from another thread")
             }
+            Feature::Splice => (
+                "splice",
+                "5.7",
+                "the modes splice and direct_splice become direct_send, counted as refused pipes",
+            ),
+            Feature::SendmsgZc => ("sendmsg_zc", "6.1", "the modes send_zc and direct_send_zc copy"),
+            Feature::ZcReport => (
+                "zc_report",
+                "6.2",
+                "nobody says when send_zc copies all the same, so it is used only when forced",
+            ),
         };
         FeatureInfo { name, since, without }
     }
@@ -192,6 +212,7 @@ pub(crate) const NEEDS: &[(Feature, Feature)] = &[
     (Feature::DeferTaskrun, Feature::SingleIssuer),
     (Feature::WritevFixed, Feature::FixedBuffers),
     (Feature::MultishotRecv, Feature::BufRing),
+    (Feature::ZcReport, Feature::SendmsgZc),
 ];
 
 impl fmt::Debug for FeatureSet {
@@ -209,8 +230,11 @@ impl FeatureMask {
     pub const NONE: Self = Self(FeatureSet::NONE);
 
     /// Leaves what a 6.1 kernel has.
-    pub const KERNEL_6_1: Self =
-        Self::NONE.forbid(Feature::NoSqarray).forbid(Feature::NoIowait).forbid(Feature::WritevFixed);
+    pub const KERNEL_6_1: Self = Self::NONE
+        .forbid(Feature::NoSqarray)
+        .forbid(Feature::NoIowait)
+        .forbid(Feature::WritevFixed)
+        .forbid(Feature::ZcReport);
 
     /// Forbids one more feature.
     #[must_use]

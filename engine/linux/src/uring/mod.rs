@@ -11,9 +11,11 @@ mod conn;
 mod disk_ops;
 mod driver;
 pub mod features;
+mod file_ops;
 #[cfg(test)]
 mod hostile_tests;
 mod net_ops;
+mod pipe_ops;
 mod platform;
 pub mod probe;
 mod recv;
@@ -23,6 +25,9 @@ mod slab;
 mod socket;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod transfer_tests;
+mod zero_copy;
 
 pub use config::{UringConfig, UringCounters};
 pub use driver::UringDriver;

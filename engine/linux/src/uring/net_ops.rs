@@ -5,36 +5,41 @@
 //! armed again as soon as one is free; `Closed` comes after every other event of its connection.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 
 use io_uring::{opcode, squeue, types};
 use rohrpost_engine_core::disk::Errno;
-use rohrpost_engine_core::ops::{ConnId, Event, NetOp, Send, SendFile};
+use rohrpost_engine_core::ops::{ConnId, Event, NetOp, Send, SendHow};
 
 use super::UringPlatform;
 use super::conn::{Conn, RecvState, Transfer};
 use super::features::{Feature, FeatureSet};
+use super::pipe_ops::PipeTable;
 use super::recv::{BUFFER_GROUP, RecvBuf, RecvPool};
 use super::ring::{Cqe, Ring, RingError};
 use super::slab::{Key, Kind};
-use super::socket::{receive_now, send_from_file};
+use super::socket::receive_now;
+use super::zero_copy::ZeroCopies;
 
-type Events = Vec<Event<UringPlatform>>;
+pub(super) type Events = Vec<Event<UringPlatform>>;
 
 /// Whether the ring still works.
-type Outcome = Result<(), RingError>;
+pub(super) type Outcome = Result<(), RingError>;
 
 /// See the module.
 pub(super) struct ConnTable {
     /// Allocated once for `capacity`, so that nothing in it moves: the kernel reads message headers in it.
-    conns: Vec<Conn>,
+    pub(super) conns: Vec<Conn>,
     free: Vec<u32>,
     capacity: usize,
     starved: VecDeque<ConnId>,
     pool: RecvPool,
-    features: FeatureSet,
+    pub(super) features: FeatureSet,
+    pub(super) pipes: PipeTable,
+    pub(super) zero_copies: ZeroCopies,
     /// Requests in the ring, over all connections.
-    requests: usize,
+    pub(super) requests: usize,
     /// Receives that found no free buffer.
     pub(super) starved_count: u64,
     /// System calls made beside the ring.
@@ -51,6 +56,8 @@ impl ConnTable {
             starved: VecDeque::with_capacity(capacity),
             pool,
             features,
+            pipes: PipeTable::new(),
+            zero_copies: ZeroCopies::new(),
             requests: 0,
             starved_count: 0,
             inline_count: 0,
@@ -85,7 +92,7 @@ impl ConnTable {
         Ok(self.conns[slot as usize].open(socket))
     }
 
-    fn find(&mut self, id: ConnId) -> Option<&mut Conn> {
+    pub(super) fn find(&mut self, id: ConnId) -> Option<&mut Conn> {
         let conn = self.conns.get_mut(id.slot as usize)?;
         (conn.id == id && conn.socket.is_some()).then_some(conn)
     }
@@ -97,10 +104,7 @@ impl ConnTable {
             NetOp::Pause(id) => self.pause(ring, id),
             NetOp::Send(send) => self.send(ring, send, events),
             NetOp::SendFile(file) => self.send_file(ring, file, events),
-            NetOp::Drain { conn, .. } => {
-                events.push(Event::FileSent { conn, result: Err(Errno::OPNOTSUPP) });
-                Ok(())
-            }
+            NetOp::Drain { conn, len } => self.drain(ring, conn, len, events),
             NetOp::Close(id) => self.close(ring, id, events),
         }
     }
@@ -169,39 +173,28 @@ impl ConnTable {
             return Ok(());
         };
         assert!(matches!(conn.transfer, Transfer::None), "two transfers on {id:?}");
-        let more = if send.more { libc::MSG_MORE } else { 0 };
+        if send.how == SendHow::ZeroCopy && self.features.has(Feature::SendmsgZc) {
+            return self.send_zero_copy(ring, send, events);
+        }
+        let all = 0..send.parts.len();
+        self.send_parts(ring, send, all)
+    }
+
+    /// Submits some parts of a send, to be copied into the socket.
+    pub(super) fn send_parts(
+        &mut self,
+        ring: &mut Ring,
+        send: Send<UringPlatform>,
+        parts: Range<usize>,
+    ) -> Outcome {
+        let id = send.conn;
+        let conn = &mut self.conns[id.slot as usize];
+        let more = if send.more || parts.end < send.parts.len() { libc::MSG_MORE } else { 0 };
         conn.transfer = Transfer::Memory(send);
-        let message = conn.message();
+        let message = conn.message(parts);
         let request = opcode::SendMsg::new(types::Fd(conn.fd()), message);
         let entry = request.flags((libc::MSG_NOSIGNAL | more) as u32).build();
         self.submit(ring, id.slot, Kind::Send, entry)
-    }
-
-    fn send_file(&mut self, ring: &mut Ring, file: SendFile<UringPlatform>, events: &mut Events) -> Outcome {
-        let id = file.conn;
-        let Some(conn) = self.find(id).filter(|conn| !conn.closing) else {
-            events.push(Event::FileSent { conn: id, result: Err(Errno::CONNRESET) });
-            return Ok(());
-        };
-        assert!(matches!(conn.transfer, Transfer::None), "two transfers on {id:?}");
-        let result = send_from_file(conn.socket.as_ref(), &file);
-        self.inline_count += 1;
-        match result {
-            Err(Errno::AGAIN) => {
-                self.conns[id.slot as usize].transfer = Transfer::File(file);
-                self.await_writable(ring, id.slot)
-            }
-            result => {
-                events.push(Event::FileSent { conn: id, result });
-                Ok(())
-            }
-        }
-    }
-
-    fn await_writable(&mut self, ring: &mut Ring, slot: u32) -> Outcome {
-        let socket = types::Fd(self.conns[slot as usize].fd());
-        let entry = opcode::PollAdd::new(socket, libc::POLLOUT as u32).build();
-        self.submit(ring, slot, Kind::SendFilePoll, entry)
     }
 
     fn close(&mut self, ring: &mut Ring, id: ConnId, events: &mut Events) -> Outcome {
@@ -221,9 +214,12 @@ impl ConnTable {
         Ok(())
     }
 
-    fn close_if_quiet(&mut self, slot: u32, events: &mut Events) {
+    pub(super) fn close_if_quiet(&mut self, slot: u32, events: &mut Events) {
         let conn = &mut self.conns[slot as usize];
         if conn.closing && conn.requests == 0 {
+            if let Some(loaded) = conn.pipe.take() {
+                self.pipes.pool.unload(loaded);
+            }
             events.push(Event::Closed(conn.vacate()));
             self.free.push(slot);
         }
@@ -241,10 +237,12 @@ impl ConnTable {
     /// Gives up the memory of everything under way, for when the kernel may still use it.
     pub(super) fn leak(&mut self) {
         std::mem::forget(std::mem::take(&mut self.conns));
+        self.leak_zero_copies();
+        std::mem::forget(std::mem::replace(&mut self.pipes, PipeTable::new()));
         std::mem::forget(self.pool.clone());
     }
 
-    fn submit(&mut self, ring: &mut Ring, slot: u32, kind: Kind, entry: squeue::Entry) -> Outcome {
+    pub(super) fn submit(&mut self, ring: &mut Ring, slot: u32, kind: Kind, entry: squeue::Entry) -> Outcome {
         let conn = &mut self.conns[slot as usize];
         conn.requests += 1;
         self.requests += 1;
@@ -256,6 +254,9 @@ impl ConnTable {
 
     /// Takes a completion of one of the connections' requests.
     pub(super) fn complete(&mut self, ring: &mut Ring, key: Key, cqe: Cqe, events: &mut Events) -> Outcome {
+        if key.kind == Kind::ZeroCopy {
+            return self.complete_zero_copy(ring, key, cqe, events);
+        }
         let Some(conn) = self.conns.get_mut(key.index as usize).filter(|conn| conn.key(key.kind) == key)
         else {
             debug_assert!(false, "a completion outlived its connection: {key:?}");
@@ -267,7 +268,7 @@ impl ConnTable {
         }
         match key.kind {
             Kind::Send => self.complete_send(key.index, cqe, events),
-            Kind::SendFilePoll => self.complete_writable(ring, key.index, events)?,
+            Kind::WritablePoll => self.complete_writable(ring, key.index, events)?,
             Kind::Recv => self.complete_recv(ring, key.index, cqe, events)?,
             Kind::RecvPoll => self.complete_readable(ring, key.index, cqe, events)?,
             _ => {}
@@ -288,24 +289,6 @@ impl ConnTable {
             result => result,
         };
         events.push(Event::Sent { result, send });
-    }
-
-    fn complete_writable(&mut self, ring: &mut Ring, slot: u32, events: &mut Events) -> Outcome {
-        let conn = &mut self.conns[slot as usize];
-        let Transfer::File(file) = std::mem::replace(&mut conn.transfer, Transfer::None) else {
-            unreachable!("a wait for room ended that nobody began");
-        };
-        let result = match conn.closing {
-            true => Err(Errno::CANCELED),
-            false => send_from_file(conn.socket.as_ref(), &file),
-        };
-        self.inline_count += 1;
-        if result == Err(Errno::AGAIN) {
-            conn.transfer = Transfer::File(file);
-            return self.await_writable(ring, slot);
-        }
-        events.push(Event::FileSent { conn: conn.id, result });
-        Ok(())
     }
 
     fn complete_recv(&mut self, ring: &mut Ring, slot: u32, cqe: Cqe, events: &mut Events) -> Outcome {

@@ -21,5 +21,14 @@ impl Platform for UringPlatform {
     type Lease = LinuxLease;
     type RecvBuf = RecvBuf;
 
-    const MODES: &'static [Mode] = &[Mode::Send, Mode::Sendfile, Mode::DirectSend, Mode::ReadSend];
+    const MODES: &'static [Mode] = &[
+        Mode::Send,
+        Mode::SendZc,
+        Mode::Sendfile,
+        Mode::Splice,
+        Mode::DirectSend,
+        Mode::DirectSendZc,
+        Mode::DirectSplice,
+        Mode::ReadSend,
+    ];
 }

@@ -83,6 +83,9 @@ const TRIALS: &[(Feature, Trial)] = &[
     (Feature::MultishotRecv, try_multishot_recv),
     (Feature::MultishotAccept, try_multishot_accept),
     (Feature::MultishotPoll, try_multishot_poll),
+    (Feature::Splice, try_splice),
+    (Feature::SendmsgZc, try_sendmsg_zc),
+    (Feature::ZcReport, try_zc_report),
 ];
 
 fn try_fixed_buffers(ring: &mut Ring, _: &mut Option<RecvPool>) -> Result<(), Reason> {
@@ -93,8 +96,7 @@ fn try_fixed_buffers(ring: &mut Ring, _: &mut Option<RecvPool>) -> Result<(), Re
 }
 
 fn try_writev_fixed(ring: &mut Ring, _: &mut Option<RecvPool>) -> Result<(), Reason> {
-    let known = ring.knows(opcode::WritevFixed::CODE);
-    if known == Some(true) { Ok(()) } else { Err(Reason::NotInKernel(Errno::INVAL)) }
+    known(ring, opcode::WritevFixed::CODE)
 }
 
 fn try_buf_ring(ring: &mut Ring, pool: &mut Option<RecvPool>) -> Result<(), Reason> {
@@ -138,6 +140,30 @@ fn try_multishot_poll(ring: &mut Ring, _: &mut Option<RecvPool>) -> Result<(), R
     }
 }
 
+fn try_splice(ring: &mut Ring, _: &mut Option<RecvPool>) -> Result<(), Reason> {
+    known(ring, opcode::Splice::CODE)
+}
+
+fn try_sendmsg_zc(ring: &mut Ring, _: &mut Option<RecvPool>) -> Result<(), Reason> {
+    known(ring, opcode::SendMsgZc::CODE)
+}
+
+fn known(ring: &Ring, code: u8) -> Result<(), Reason> {
+    if ring.knows(code) == Some(true) { Ok(()) } else { Err(Reason::NotInKernel(Errno::INVAL)) }
+}
+
+/// On something that is no socket: a kernel with the feature says so, one without refuses the flag.
+fn try_zc_report(ring: &mut Ring, _: &mut Option<RecvPool>) -> Result<(), Reason> {
+    let subject = eventfd()?;
+    let request = opcode::SendZc::new(types::Fd(subject.as_raw_fd()), std::ptr::null(), 0);
+    let entry = request.zc_flags(super::zero_copy::REPORT_USAGE).build();
+    match run(ring, &entry, subject.as_raw_fd())?.outcome() {
+        Err(Errno(libc::ENOTSOCK)) => Ok(()),
+        Err(errno) => Err(reason_of(errno)),
+        Ok(_) => Err(Reason::Refused(Errno::INVAL)),
+    }
+}
+
 /// An eventfd that is readable from the start.
 fn eventfd() -> Result<OwnedFd, Reason> {
     // SAFETY: [U26] no pointer is passed.
@@ -161,7 +187,7 @@ fn run(ring: &mut Ring, entry: &squeue::Entry, fd: RawFd) -> Result<Cqe, Reason>
     ring.submit_and_wait(1, Some(PATIENCE)).map_err(refused)?;
     ring.take_completions(&mut cqes);
     let first = cqes.iter().copied().find(|cqe| cqe.user_data == TRIAL);
-    if first.is_some_and(|cqe| !cqe.more()) {
+    if cqes.iter().any(|cqe| cqe.user_data == TRIAL && !cqe.more()) {
         return first.ok_or(lost);
     }
     let cancel = opcode::AsyncCancel2::new(types::CancelBuilder::fd(types::Fd(fd)).all()).build();

@@ -28,10 +28,14 @@ pub(crate) enum Kind {
     Read,
     /// A sync; index into the sync table.
     Sync,
+    /// A fill of a pipe; index into the fill table.
+    Fill,
     /// A send; index into the connection table.
     Send,
-    /// Waits until the socket takes more of a file; index into the connection table.
-    SendFilePoll,
+    /// A send without a copy, and the later word that the kernel has done reading; index into the table of such.
+    ZeroCopy,
+    /// Waits until the socket takes more; index into the connection table.
+    WritablePoll,
     /// A receive, single or multishot; index into the connection table.
     Recv,
     /// Waits until the socket has bytes; index into the connection table.
@@ -46,12 +50,14 @@ pub(crate) enum Kind {
     Wake,
 }
 
-const KINDS: [Kind; 11] = [
+const KINDS: [Kind; 13] = [
     Kind::Write,
     Kind::Read,
     Kind::Sync,
+    Kind::Fill,
     Kind::Send,
-    Kind::SendFilePoll,
+    Kind::ZeroCopy,
+    Kind::WritablePoll,
     Kind::Recv,
     Kind::RecvPoll,
     Kind::ConnCancel,
@@ -68,9 +74,9 @@ impl Key {
         Self { kind, generation: 0, index: 0 }
     }
 
-    /// Whether this is a write, a read or a sync.
+    /// Whether this is a write, a read, a sync or a fill.
     pub(crate) const fn is_disk(self) -> bool {
-        matches!(self.kind, Kind::Write | Kind::Read | Kind::Sync)
+        matches!(self.kind, Kind::Write | Kind::Read | Kind::Sync | Kind::Fill)
     }
 
     /// As the ring carries it.
@@ -127,6 +133,12 @@ impl<T: Default> Slab<T> {
         debug_assert!(!slot.live, "slot {index} is taken twice");
         slot.live = true;
         (Key { kind: self.kind, generation: slot.generation, index }, &mut slot.value)
+    }
+
+    /// The value of an operation in flight.
+    pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
+        let slot = self.slots.get_mut(key.index as usize)?;
+        (slot.live && slot.generation == key.generation).then_some(&mut *slot.value)
     }
 
     /// Gives the slot back and lends its value once more, to take out what it holds. `None` for a key

@@ -61,7 +61,7 @@ pub(super) fn available() -> bool {
     report.is_ok()
 }
 
-fn under_every_mask(body: impl Fn(&dyn Fn(Options) -> UringDriver)) {
+pub(super) fn under_every_mask(body: impl Fn(&dyn Fn(Options) -> UringDriver)) {
     if !available() {
         return;
     }

@@ -1,0 +1,96 @@
+//! Sends whose bytes do not come from the arena: from the page cache, or from a connection's pipe.
+//!
+//! Each is one system call beside the ring that never waits. Where the socket takes nothing, the transfer stays
+//! with its connection, and a poll request in the ring says when to try again.
+
+use io_uring::{opcode, types};
+use rohrpost_engine_core::disk::Errno;
+use rohrpost_engine_core::ops::{ConnId, Event, SendFile};
+
+use super::UringPlatform;
+use super::conn::{Conn, Transfer};
+use super::net_ops::{ConnTable, Events, Outcome};
+use super::ring::Ring;
+use super::slab::Kind;
+use super::socket::send_from_file;
+use crate::pipe::PipePool;
+
+impl ConnTable {
+    pub(super) fn send_file(
+        &mut self,
+        ring: &mut Ring,
+        file: SendFile<UringPlatform>,
+        events: &mut Events,
+    ) -> Outcome {
+        let id = file.conn;
+        let Some(conn) = self.find(id).filter(|conn| !conn.closing) else {
+            events.push(Event::FileSent { conn: id, result: Err(Errno::CONNRESET) });
+            return Ok(());
+        };
+        assert!(matches!(conn.transfer, Transfer::None), "two transfers on {id:?}");
+        self.continue_transfer(ring, id.slot, Transfer::File(file), events)
+    }
+
+    /// Gives the socket as much as it takes now, or waits until it takes something.
+    fn continue_transfer(
+        &mut self,
+        ring: &mut Ring,
+        slot: u32,
+        transfer: Transfer,
+        events: &mut Events,
+    ) -> Outcome {
+        let conn = &mut self.conns[slot as usize];
+        let result = match &transfer {
+            _ if conn.closing => Err(Errno::CANCELED),
+            Transfer::File(file) => send_from_file(conn.socket.as_ref(), file),
+            Transfer::Drain(len) => Self::drain_now(conn, &mut self.pipes.pool, *len),
+            _ => unreachable!("other transfers wait in the ring"),
+        };
+        self.inline_count += 1;
+        match result {
+            Err(Errno::AGAIN) => {
+                conn.transfer = transfer;
+                self.await_writable(ring, slot)
+            }
+            result => {
+                events.push(Event::FileSent { conn: conn.id, result });
+                Ok(())
+            }
+        }
+    }
+
+    fn await_writable(&mut self, ring: &mut Ring, slot: u32) -> Outcome {
+        let socket = types::Fd(self.conns[slot as usize].fd());
+        let entry = opcode::PollAdd::new(socket, libc::POLLOUT as u32).build();
+        self.submit(ring, slot, Kind::WritablePoll, entry)
+    }
+
+    /// Gives the socket what it takes of the connection's pipe, or waits until it takes something.
+    pub(super) fn drain(&mut self, ring: &mut Ring, id: ConnId, len: usize, events: &mut Events) -> Outcome {
+        let Some(conn) = self.find(id).filter(|conn| !conn.closing) else {
+            events.push(Event::FileSent { conn: id, result: Err(Errno::CONNRESET) });
+            return Ok(());
+        };
+        assert!(matches!(conn.transfer, Transfer::None), "two transfers on {id:?}");
+        self.continue_transfer(ring, id.slot, Transfer::Drain(len), events)
+    }
+
+    /// One splice from a connection's pipe into its socket.
+    fn drain_now(conn: &mut Conn, pool: &mut PipePool, len: usize) -> Result<usize, Errno> {
+        let Some(loaded) = &mut conn.pipe else { return Ok(0) };
+        let socket = conn.socket.as_ref().ok_or(Errno::CONNRESET)?;
+        let taken = loaded.drain(socket, len);
+        if loaded.len() == 0
+            && let Some(loaded) = conn.pipe.take()
+        {
+            pool.unload(loaded);
+        }
+        taken
+    }
+
+    /// The socket of a waiting transfer takes something again.
+    pub(super) fn complete_writable(&mut self, ring: &mut Ring, slot: u32, events: &mut Events) -> Outcome {
+        let transfer = std::mem::replace(&mut self.conns[slot as usize].transfer, Transfer::None);
+        self.continue_transfer(ring, slot, transfer, events)
+    }
+}
