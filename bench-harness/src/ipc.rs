@@ -23,6 +23,15 @@ pub(crate) struct Peer {
 impl Peer {
     /// Starts `rohrpost-bench <command>` and sends it `config`.
     pub(crate) fn spawn<C: Serialize>(who: &'static str, config: &C) -> Result<Self> {
+        Self::spawn_with(who, config, |_| Ok(()))
+    }
+
+    /// As [`Peer::spawn`], with something to be done with the process id before the process begins its work.
+    pub(crate) fn spawn_with<C: Serialize>(
+        who: &'static str,
+        config: &C,
+        prepare: impl FnOnce(u32) -> Result<()>,
+    ) -> Result<Self> {
         let exe = std::env::current_exe().map_err(BenchError::system("find this binary"))?;
         let mut child = Command::new(exe)
             .arg(who)
@@ -35,6 +44,7 @@ impl Peer {
         let (sender, lines) = mpsc::channel();
         std::thread::spawn(move || forward_lines(stdout, &sender));
         let mut peer = Self { who, child, stdin, lines };
+        prepare(peer.pid())?;
         peer.send(config)?;
         Ok(peer)
     }

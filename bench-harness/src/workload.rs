@@ -5,9 +5,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{BenchError, Result};
+use crate::wire::PIPELINE_COUNT_MAX;
 
 /// What kind of load a workload is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// Clients read an existing corpus.
@@ -61,6 +62,36 @@ pub struct Append {
     /// The producer stays at most this many bytes ahead of the slowest reader (0: no limit).
     #[serde(default)]
     pub ahead_len_max: u64,
+    /// Open loop: batches per second over all partitions, appended whether or not earlier ones are durable, up to
+    /// `in_flight`; latency counts from the intended time. Without it the loop is closed.
+    #[serde(default)]
+    pub rate_per_s: Option<f64>,
+    /// One more partition that is appended to as fast as it goes.
+    #[serde(default)]
+    pub flood: Option<Flood>,
+    /// One more partition that is filled with so many bytes before the window, for cold readers.
+    #[serde(default)]
+    pub backlog_len: u64,
+    /// The producer is a client: batches come over TCP and are acknowledged when they are durable.
+    #[serde(default)]
+    pub socket: bool,
+}
+
+impl Append {
+    /// Partitions in all: those measured, then the one that is flooded or filled.
+    pub fn partition_count(&self) -> usize {
+        self.partitions + usize::from(self.flood.is_some() || self.backlog_len > 0)
+    }
+}
+
+/// A closed-loop producer to a partition of its own, beside the measured one.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Flood {
+    /// Largest batch, bytes.
+    pub batch_len: usize,
+    /// Batches not yet acknowledged.
+    pub in_flight: usize,
 }
 
 /// Readers at the end of a growing log.
@@ -71,6 +102,10 @@ pub struct Tail {
     pub readers: usize,
     /// Largest body of each fetch, bytes.
     pub max_bytes: u32,
+    /// Readers stay so many bytes behind the producer, which has a fixed rate: so much is appended before the
+    /// window, they begin at its start, and fetch at the producer's pace. 0: at the tail, as fast as they can.
+    #[serde(default)]
+    pub lag_len: u64,
 }
 
 /// One workload.
@@ -93,6 +128,9 @@ pub struct Workload {
     /// Memory of an engine path for the log, bytes; without it, its default.
     #[serde(default)]
     pub memory_len: Option<u64>,
+    /// A baseline's server gets a memory cgroup of `memory_len`, page cache included.
+    #[serde(default)]
+    pub equal_memory: bool,
     /// Hot readers.
     #[serde(default)]
     pub hot: Option<Hot>,
@@ -129,6 +167,17 @@ static EMBEDDED: &[(&str, &str)] = embedded![
     "tail-1",
     "tail-4",
     "tail-16",
+    "tail-1-rate",
+    "tail-4-rate",
+    "lag-64m",
+    "lag-1g",
+    "lag-64m-small",
+    "lag-1g-small",
+    "flood-0",
+    "flood",
+    "backfill-append-0",
+    "backfill-append-1",
+    "backfill-append-4",
 ];
 
 impl Workload {
@@ -163,6 +212,18 @@ impl Workload {
             .collect()
     }
 
+    /// Whether the producer does more than append as fast as it can.
+    pub fn has_schedule(&self) -> bool {
+        self.append.as_ref().is_some_and(|append| {
+            append.rate_per_s.is_some() || append.flood.is_some() || append.backlog_len > 0 || append.socket
+        })
+    }
+
+    /// Whether readers stay behind the producer.
+    pub fn is_lagging(&self) -> bool {
+        self.tail.as_ref().is_some_and(|tail| tail.lag_len > 0)
+    }
+
     /// Whether the workload reads data that must first leave the page cache.
     pub fn is_cold(&self) -> bool {
         self.cold.is_some()
@@ -186,7 +247,26 @@ fn parse(name: &str, text: &str) -> Result<Workload, String> {
     {
         return Err(format!("{name}: hot readers are either closed loop (outstanding) or open (rate_per_s)"));
     }
-    Ok(workload)
+    check_producer(&workload).map(|()| workload)
+}
+
+fn check_producer(workload: &Workload) -> Result<(), String> {
+    let Some(append) = &workload.append else { return Ok(()) };
+    let refuse = |wrong: bool, why: &str| {
+        if wrong { Err(format!("{}: {why}", workload.name)) } else { Ok(()) }
+    };
+    let is_rated = append.rate_per_s.is_some();
+    refuse(append.partitions == 0 || append.in_flight == 0, "a producer needs partitions and in_flight")?;
+    refuse(workload.is_lagging() && !is_rated, "readers that stay behind need a producer with a rate")?;
+    refuse(append.flood.is_some() && append.backlog_len > 0, "flood and backlog_len exclude each other")?;
+    refuse(workload.is_cold() && append.backlog_len == 0, "cold readers beside appends need backlog_len")?;
+    refuse(workload.equal_memory && workload.memory_len.is_none(), "equal_memory needs memory_len")?;
+    refuse(append.socket && workload.kind != Kind::Tail, "a producer over TCP belongs to tail readers")?;
+    refuse(append.socket && is_rated, "a producer over TCP has a closed loop")?;
+    refuse(
+        append.socket && append.in_flight > PIPELINE_COUNT_MAX,
+        "in_flight exceeds a connection's pipeline",
+    )
 }
 
 #[cfg(test)]

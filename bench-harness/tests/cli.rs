@@ -27,6 +27,9 @@ fn run(dir: &Path, args: &[&str]) -> (Output, Vec<Value>) {
     let mut all = vec!["run", "--rounds", "1", "--seconds", "0.3"];
     let (dir, json_arg) = (dir.to_str().unwrap(), json.to_str().unwrap());
     all.extend(["--data-dir", dir, "--json", json_arg]);
+    if args.contains(&"--seconds") {
+        all.drain(3..5);
+    }
     all.extend(args);
     let output = bench(&all);
     let text = fs::read_to_string(&json).unwrap_or_default();
@@ -99,6 +102,38 @@ fn a_quick_append_run_measures_every_path() {
     assert_eq!(of_kind(&lines, "skipped").len(), 2);
     let left: Vec<_> = fs::read_dir(dir.path()).unwrap().flatten().map(|entry| entry.file_name()).collect();
     assert!(left.iter().all(|name| !name.to_string_lossy().starts_with("scratch")), "{left:?}");
+}
+
+/// Producers with a schedule: at a rate, beside a flood, with readers behind it and with cold readers beside it. Each
+/// field that a workload is there for has a value, on a baseline and on the engine.
+#[test]
+fn a_quick_scheduled_run_measures_every_path() {
+    let dir = scratch();
+    let workloads = "tail-1-rate,flood,lag-64m-small,backfill-append-1";
+    let paths = "write_fdatasync,write_group_fdatasync,engine_poll";
+    let args = ["--workload", workloads, "--paths", paths, "--seconds", "0.1"];
+    let (output, lines) = run(dir.path(), &args);
+    assert_ran(&output);
+    let fields = [
+        ("tail-1-rate", &["e2e_p50_us", "gb_per_s", "served_per_s"][..]),
+        ("flood", &["flood_mb_per_s", "offered_per_s"]),
+        ("lag-64m-small", &["lag_p50_us", "gb_per_s"]),
+        ("backfill-append-1", &["cold_gb_per_s", "server_cpu_us_per_cold_mb"]),
+    ];
+    for (workload, fields) in fields {
+        let of = |line: &&&Value| line["workload"] == workload;
+        let rounds = of_kind(&lines, "round");
+        let ran: Vec<_> = rounds.iter().filter(of).collect();
+        // Where memory cgroups are forbidden, the baseline of a comparison at equal memory is skipped.
+        let skipped = of_kind(&lines, "skipped");
+        let skipped: Vec<_> = skipped.iter().filter(of).collect();
+        assert_eq!((ran.len() + skipped.len(), !ran.is_empty()), (3, true), "{workload}: {skipped:?}");
+        for round in ran {
+            for field in fields.iter().chain(&["mb_per_s", "acks_per_s", "p50_us"]) {
+                assert!(round[*field].as_f64().is_some_and(|value| value > 0.0), "{field} of {round}");
+            }
+        }
+    }
 }
 
 /// Bytes and times of change of everything below a directory, itself included.

@@ -17,6 +17,15 @@ pub(super) enum Role {
     /// Number of the cold reader.
     Cold(usize),
     Tail,
+    /// Reads what was appended before the window; number of the reader.
+    Backlog(usize),
+}
+
+impl Role {
+    /// Whether its next fetch depends on what the last one brought.
+    pub(super) fn walks(self) -> bool {
+        matches!(self, Role::Tail | Role::Backlog(_))
+    }
 }
 
 /// What arrived with some received bytes.
@@ -93,7 +102,7 @@ impl Connection {
                 self.begin_response()?;
             }
             let n = (bytes.len() as u64).min(self.body_left) as usize;
-            if self.role == Role::Tail {
+            if self.role.walks() {
                 self.walker.feed(&bytes[..n])?;
             }
             self.body_left -= n as u64;
@@ -135,6 +144,8 @@ pub(super) struct Walker {
     prefix_len: usize,
     batch_left: u64,
     pending: i64,
+    /// Whole batches seen.
+    pub(super) batch_count: u64,
     /// The offset after the last whole batch.
     pub(super) next_offset: i64,
 }
@@ -165,6 +176,7 @@ impl Walker {
             bytes = &bytes[n..];
             if self.batch_left == 0 {
                 self.next_offset = self.pending;
+                self.batch_count += 1;
                 self.prefix_len = 0;
             }
         }

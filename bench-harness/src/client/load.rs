@@ -10,6 +10,7 @@ use rustix::net::{RecvFlags, recv};
 use rustix::time::Timespec;
 
 use crate::client::conn::{Connection, Role};
+use crate::client::readers::{self, Pace};
 use crate::client::{ClientConfig, ClientEvent, ClientReport, Go};
 use crate::error::{BenchError, Result};
 use crate::ipc;
@@ -23,8 +24,6 @@ const RECV_LEN: usize = 256 << 10;
 const GRACE_NS: u64 = 1_000_000_000;
 /// No byte for this long is a hung server.
 const SILENCE_NS: u64 = 20_000_000_000;
-/// How long a tail fetch may wait at the server.
-const TAIL_WAIT_MS: u32 = 500;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -40,6 +39,8 @@ struct Load {
     buffer: Vec<u8>,
     random: fastrand::Rng,
     recorder: WindowRecorder,
+    end_to_end: WindowRecorder,
+    pace: Pace,
     report: ClientReport,
     /// Next index into each cold reader's run.
     cold_next: Vec<usize>,
@@ -69,6 +70,7 @@ pub(super) fn run(config: ClientConfig) -> Result<()> {
     ipc::child_send(&ClientEvent::WindowEnd)?;
     load.run_grace()?;
     load.report.hot = load.recorder.recorded();
+    load.report.end_to_end = load.end_to_end.recorded();
     ipc::child_send(&ClientEvent::Report(load.report))
 }
 
@@ -81,6 +83,8 @@ impl Load {
         roles.extend((0..config.plan.cold.len()).map(Role::Cold));
         let tail_count = config.workload.tail.as_ref().map_or(0, |tail| tail.readers);
         roles.extend(std::iter::repeat_n(Role::Tail, tail_count));
+        let cold = config.workload.cold.as_ref().filter(|_| config.workload.append.is_some());
+        roles.extend((0..cold.map_or(0, |cold| cold.readers)).map(Role::Backlog));
         let mut connections = Vec::with_capacity(roles.len());
         for (at, role) in roles.into_iter().enumerate() {
             let stream = sys::connect(config.port, &config.congestion)?;
@@ -96,6 +100,8 @@ impl Load {
             buffer: Vec::with_capacity(RECV_LEN),
             random: fastrand::Rng::with_seed(config.seed),
             recorder: WindowRecorder::new(0),
+            end_to_end: WindowRecorder::new(0),
+            pace: Pace::default(),
             report: ClientReport::default(),
             cold_next: vec![0; config.plan.cold.len()],
             due_ns: vec![0; if rate.is_some() { hot_count } else { 0 }],
@@ -119,11 +125,17 @@ impl Load {
                 *due = now + interval * at as u64 / count;
             }
         }
+        self.pace = Pace::new(&self.config, go.begin_ns, self.connections.len());
         let outstanding = self.config.workload.hot.as_ref().map_or(0, |hot| hot.outstanding);
         for conn in 0..self.connections.len() {
             match self.connections[conn].role {
                 Role::Hot => (0..outstanding).try_for_each(|_| self.request_hot(conn, now))?,
-                Role::Cold(_) | Role::Tail => self.request_next(conn, now)?,
+                Role::Cold(_) => self.request_next(conn, now)?,
+                Role::Tail | Role::Backlog(_) => {
+                    if readers::begin(&self.config, &mut self.pace, conn, &mut self.connections[conn]) {
+                        self.request_next(conn, now)?;
+                    }
+                }
             }
         }
         Ok(())
@@ -132,6 +144,7 @@ impl Load {
     fn begin_window(&mut self) -> u64 {
         self.phase = Phase::Window;
         self.recorder.restart(self.window_start_ns);
+        self.end_to_end.restart(self.window_start_ns);
         self.report = ClientReport::default();
         sys::process_cpu_ns()
     }
@@ -141,6 +154,7 @@ impl Load {
         self.report.client_cpu_ns = sys::process_cpu_ns() - cpu_before;
         self.report.seconds = (now - self.window_start_ns) as f64 / 1e9;
         self.recorder.end(now);
+        self.end_to_end.end(now);
         self.phase = Phase::Grace;
     }
 
@@ -189,7 +203,7 @@ impl Load {
 
     /// Sends what is due, waits for something to arrive or to become due, handles what arrived.
     fn step(&mut self, end_ns: u64) -> Result<()> {
-        let next_due = self.send_due()?;
+        let next_due = self.send_due()?.min(self.send_paced()?);
         let now = sys::now_ns();
         if now - self.heard_ns > SILENCE_NS {
             let why = format!("no byte from the server for {:?}", Duration::from_nanos(SILENCE_NS));
@@ -212,6 +226,14 @@ impl Load {
             }
         }
         Ok(())
+    }
+
+    /// Sends the fetches of lagging readers whose time has come. Returns when the next one is due.
+    fn send_paced(&mut self) -> Result<u64> {
+        while let Some((conn, due_ns)) = self.pace.take_due(sys::now_ns()) {
+            self.request_next(conn, due_ns)?;
+        }
+        Ok(self.pace.next_due_ns())
     }
 
     /// Open loop: sends every request whose time has come. Returns when the next one is due.
@@ -267,12 +289,12 @@ impl Load {
                 let request = Request::fetch(connection.next_id, offset, cold.max_bytes);
                 connection.request(Request { flags, ..request }, now)
             }
-            Role::Tail => {
-                let Some(tail) = &self.config.workload.tail else { return Ok(()) };
+            Role::Tail => readers::request_tail(&self.config, &mut self.connections[conn], now),
+            Role::Backlog(reader) => {
                 let connection = &mut self.connections[conn];
-                let offset = connection.walker.next_offset;
-                let request = Request::fetch(connection.next_id, offset, tail.max_bytes);
-                connection.request(Request { flags, max_wait_ms: TAIL_WAIT_MS, ..request }, now)
+                let wraps = readers::request_backlog(&self.config, connection, reader, now)?;
+                self.report.cold_wraps += u64::from(wraps);
+                Ok(())
             }
         }
     }
@@ -299,10 +321,11 @@ impl Load {
         let (phase, role, open_loop) = (self.phase, connection.role, self.interval_ns.is_some());
         let (from, to) = (self.window_start_ns, self.window_end_ns);
         let (recorder, late) = (&mut self.recorder, &mut self.report.answered_late);
+        let batch_count = connection.walker.batch_count;
         let arrived = connection.handle(&self.buffer, |since| {
             let in_window = if open_loop { (from..to).contains(&since) } else { phase == Phase::Window };
             match (role, phase) {
-                (Role::Cold(_), _) | (_, Phase::Warmup) => {}
+                (Role::Cold(_) | Role::Backlog(_), _) | (_, Phase::Warmup) => {}
                 (_, Phase::Window) if in_window => recorder.latency(now - since, now),
                 (_, Phase::Grace) if in_window && open_loop => {
                     recorder.late_latency(now - since);
@@ -312,8 +335,12 @@ impl Load {
             }
         })?;
         if self.phase == Phase::Window {
+            if role == Role::Tail {
+                let to = connection.walker.batch_count;
+                self.pace.record_end_to_end(&mut self.end_to_end, batch_count, to, now);
+            }
             match role {
-                Role::Cold(_) => {
+                Role::Cold(_) | Role::Backlog(_) => {
                     self.recorder.bytes(0, arrived.body_bytes, now);
                     self.report.cold_responses += u64::from(arrived.responses);
                 }
@@ -321,7 +348,9 @@ impl Load {
             }
         }
         let closed_loop = !(open_loop && role == Role::Hot);
-        if closed_loop {
+        let goes_on =
+            arrived.responses == 0 || readers::goes_on(&mut self.pace, conn, &self.connections[conn]);
+        if closed_loop && goes_on {
             (0..arrived.responses).try_for_each(|_| self.request_next(conn, now))?;
         }
         Ok(())

@@ -7,6 +7,7 @@
 
 mod conn;
 mod load;
+mod readers;
 pub mod verify;
 
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,8 @@ pub struct ClientConfig {
     pub workload: Workload,
     /// What to ask for.
     pub plan: FetchPlan,
+    /// The end offset of the partition that was filled for cold readers beside appends.
+    pub filled_end: i64,
     /// Forced delivery mode, 0 for none.
     pub flags: u16,
     /// Seed of the choice among hot offsets.
@@ -57,6 +60,8 @@ pub struct Go {
     pub warmup_seconds: f64,
     /// Seconds measured.
     pub window_seconds: f64,
+    /// Monotonic time at which a producer with a rate begins.
+    pub begin_ns: u64,
 }
 
 /// What happened in the window.
@@ -66,6 +71,8 @@ pub struct ClientReport {
     pub seconds: f64,
     /// Hot (or tail) readers.
     pub hot: Recorded,
+    /// Batches appended at a rate: from their intended time to their last byte at a tail reader.
+    pub end_to_end: Recorded,
     /// Requests that should have been sent in the window (open loop).
     pub offered: u64,
     /// Requests of the window answered after it (open loop).

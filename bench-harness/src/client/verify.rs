@@ -164,13 +164,14 @@ pub(crate) struct Wire {
     next_id: u64,
     flags: u16,
     max_wait_ms: u32,
+    partition: u32,
 }
 
 impl Wire {
     pub(crate) fn connect(port: u16) -> std::io::Result<Self> {
         let stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-        Ok(Self { stream, next_id: 0, flags: 0, max_wait_ms: 0 })
+        Ok(Self { stream, next_id: 0, flags: 0, max_wait_ms: 0, partition: 0 })
     }
 
     pub(crate) fn with_wait(mut self, max_wait_ms: u32) -> Self {
@@ -178,10 +179,16 @@ impl Wire {
         self
     }
 
+    pub(crate) fn of(mut self, partition: u32) -> Self {
+        self.partition = partition;
+        self
+    }
+
     pub(crate) fn request(&mut self, offset: i64, len_max: u32) -> std::io::Result<()> {
         let request = Request {
             flags: self.flags,
             max_wait_ms: self.max_wait_ms,
+            partition: self.partition,
             ..Request::fetch(self.next_id, offset, len_max)
         };
         self.next_id += 1;

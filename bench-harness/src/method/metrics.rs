@@ -13,6 +13,8 @@ const STEAL_SHARE_MAX: f64 = 0.015;
 const FOREIGN_SHARE_MAX: f64 = 0.25;
 /// Client CPU above which the client was the limit.
 const CLIENT_SHARE_MAX: f64 = 0.95;
+/// Share of the appends that were due in the window which must have been acknowledged in it.
+const ACKED_SHARE_MIN: f64 = 0.98;
 /// Share of the cold range that may be resident before a cold window.
 const COLD_RESIDENT_MAX: f64 = 0.01;
 /// Share of the hot range that must be resident.
@@ -107,13 +109,35 @@ fn append_fields(
     metrics: &mut Metrics,
 ) -> (f64, f64) {
     let acks = latency_record(observed);
+    let report = &observed.report;
     metrics.mb_per_s = Some(acks.bytes as f64 / 1e6 / seconds);
     metrics.acks_per_s = Some(acks.count as f64 / seconds);
     if workload.kind == Kind::Tail {
-        metrics.gb_per_s = Some(observed.report.hot.bytes as f64 / 1e9 / observed.report.seconds);
-        metrics.responses_per_s = Some(observed.report.hot.count as f64 / observed.report.seconds);
+        metrics.gb_per_s = Some(report.hot.bytes as f64 / 1e9 / report.seconds);
+        metrics.responses_per_s = Some(report.hot.count as f64 / report.seconds);
     }
-    (acks.bytes as f64 / 1e9, acks.count as f64)
+    if workload.is_cold() {
+        metrics.cold_gb_per_s = Some(report.hot.cold_bytes as f64 / 1e9 / report.seconds);
+    }
+    if workload.append.as_ref().is_some_and(|append| append.flood.is_some()) {
+        metrics.flood_mb_per_s = Some(acks.cold_bytes as f64 / 1e6 / seconds);
+    }
+    if let Some(rate) = workload.append.as_ref().and_then(|append| append.rate_per_s) {
+        metrics.offered_per_s = Some(rate);
+        metrics.served_per_s = metrics.acks_per_s;
+    }
+    [metrics.e2e_p50_us, metrics.e2e_p99_us] = percentiles(&report.end_to_end);
+    if workload.is_lagging() {
+        [metrics.lag_p50_us, metrics.lag_p99_us] = percentiles(&report.hot);
+    }
+    ((acks.bytes + acks.cold_bytes) as f64 / 1e9, acks.count as f64)
+}
+
+/// Median and 99th percentile of a record of their own.
+fn percentiles(recorded: &Recorded) -> [Option<f64>; 2] {
+    let mut metrics = Metrics::default();
+    round_latencies(&mut metrics, &recorded.histogram());
+    [metrics.p50_us, metrics.p99_us]
 }
 
 fn flags(
@@ -136,11 +160,15 @@ fn flags(
     flag(observed.report.client_cpu_ns as f64 / 1e9 / seconds > CLIENT_SHARE_MAX, "client-bound");
     flag(observed.report.unanswered > 0, "unanswered");
     flag(observed.report.cold_wraps > 0, "cold-wrapped");
+    let behind = metrics.offered_per_s.zip(metrics.acks_per_s);
+    flag(behind.is_some_and(|(offered, acked)| acked < offered * ACKED_SHARE_MIN), "behind");
+    let cold_enough = |share: f64| share <= COLD_RESIDENT_MAX;
     if workload.kind == Kind::Fetch {
-        let cold_enough = |share: f64| share <= COLD_RESIDENT_MAX;
         flag(observed.resident_before.is_none_or(|share| share < HOT_RESIDENT_MIN), "hot-not-resident");
         flag(observed.resident_after.is_none_or(|share| share < HOT_RESIDENT_MIN), "hot-evicted");
-        flag(workload.is_cold() && !observed.cold_resident_before.is_some_and(cold_enough), "not-cold");
+    }
+    if workload.is_cold() {
+        flag(!observed.cold_resident_before.is_some_and(cold_enough), "not-cold");
         let cold_bytes = observed.report.hot.cold_bytes as f64;
         let beyond = metrics.disk_read_bytes.is_none_or(|read| cold_bytes > read * COLD_BEYOND_DISK_MAX);
         flag(cold_bytes > 0.0 && beyond, "cold-beyond-disk");

@@ -2,6 +2,7 @@
 //! process; write every round as it ends; sum up. Nothing is repeated and nothing is dropped: what was odd about
 //! a window is a flag in its line.
 
+mod memory_group;
 mod metrics;
 mod page_cache;
 mod proc;
@@ -29,6 +30,8 @@ use crate::workload::{Kind, Workload};
 
 /// Bytes that append workloads may have on disk at once.
 const SCRATCH_LEN_MAX: u64 = 8 << 30;
+/// The workloads that others with cold readers are compared with.
+const WITHOUT_COLD: &[&str] = &["backfill-0", "backfill-append-0"];
 /// Seed of plans and of the order of paths: a run is repeatable as far as the machine is.
 const SEED: u64 = 0x726f_6872;
 
@@ -80,8 +83,8 @@ struct Env {
     device: Option<String>,
     /// Most cold bytes a second seen so far.
     cold_rate_max: f64,
-    /// CPU share of a path in a round of `backfill-0`, to be taken off its cold rounds.
-    hot_cpu_share: HashMap<(&'static str, usize), f64>,
+    /// CPU share of a path in a round without cold readers, to be taken off its cold rounds: by kind of load.
+    hot_cpu_share: HashMap<(Kind, &'static str, usize), f64>,
 }
 
 impl Env {
@@ -293,10 +296,10 @@ impl Runner<'_> {
             for path in &order {
                 self.progress.set_message(format!("{} {} round {number}", workload.name, path.name));
                 let round = window::run(env, &self.cell(workload, path, plan), number)?;
-                if workload.name == "backfill-0"
+                if WITHOUT_COLD.contains(&workload.name.as_str())
                     && let Some(share) = round.extra.get("server_cpu_share")
                 {
-                    env.hot_cpu_share.insert((path.name, number), *share);
+                    env.hot_cpu_share.insert((workload.kind, path.name, number), *share);
                 }
                 file.write(&round.to_json())?;
                 file.write(&round.series_json())?;

@@ -12,7 +12,7 @@ use crate::error::{BenchError, Result};
 use crate::method::Env;
 use crate::method::window::{Cell, Server, client_config};
 use crate::paths::Role;
-use crate::workload::Kind;
+use crate::workload::{Append, Kind};
 
 /// How long an append path runs before its files are read.
 const APPEND_TIME: Duration = Duration::from_millis(200);
@@ -36,12 +36,20 @@ pub(super) fn verify(env: &Env, cell: &Cell<'_>) -> Result<()> {
             }
         }
         Kind::Append => {
+            begin(cell, &mut server)?;
             std::thread::sleep(APPEND_TIME);
-            check_files(cell, &mut server, None)?;
+            let read = match cell.workload.append.as_ref().filter(|append| append.backlog_len > 0) {
+                Some(append) => {
+                    Some((append.partitions, read_log(cell, server.ready.port, append.partitions)?))
+                }
+                None => None,
+            };
+            check_files(cell, &mut server, read)?;
         }
         Kind::Tail => {
-            let read = read_tail(cell, server.ready.port)?;
-            check_files(cell, &mut server, Some(&read))?;
+            begin(cell, &mut server)?;
+            let read = read_log(cell, server.ready.port, 0)?;
+            check_files(cell, &mut server, Some((0, read)))?;
         }
     }
     server.finish()
@@ -51,10 +59,15 @@ fn fail(cell: &Cell<'_>, why: impl ToString) -> BenchError {
     BenchError::Verify { path: cell.path.name.to_string(), why: why.to_string() }
 }
 
+/// A producer with a schedule waits to be told.
+fn begin(cell: &Cell<'_>, server: &mut Server) -> Result<()> {
+    if cell.workload.has_schedule() { server.begin(crate::sys::now_ns()) } else { Ok(()) }
+}
+
 /// Reads from offset 0 on, whole batches, as a tail reader does.
-fn read_tail(cell: &Cell<'_>, port: u16) -> Result<Vec<u8>> {
+fn read_log(cell: &Cell<'_>, port: u16, partition: usize) -> Result<Vec<u8>> {
     let max_bytes = cell.workload.tail.as_ref().map_or(1 << 20, |tail| tail.max_bytes);
-    let mut wire = Wire::connect(port).map_err(|e| fail(cell, e))?.with_wait(500);
+    let mut wire = Wire::connect(port).map_err(|e| fail(cell, e))?.with_wait(500).of(partition as u32);
     let (mut read, mut next_offset) = (Vec::new(), 0);
     let start = Instant::now();
     while read.len() < TAIL_LEN {
@@ -74,17 +87,19 @@ fn read_tail(cell: &Cell<'_>, port: u16) -> Result<Vec<u8>> {
 
 /// Stops the producer and reads its files: whole batches, CRC-checked, offsets without gaps, at least as much as
 /// was acknowledged, and first of all the bytes that a tail reader got.
-fn check_files(cell: &Cell<'_>, server: &mut Server, read: Option<&[u8]>) -> Result<()> {
+fn check_files(cell: &Cell<'_>, server: &mut Server, read: Option<(usize, Vec<u8>)>) -> Result<()> {
     let mark = server.stop()?;
-    let acked = mark.produced.map_or(0, |produced| produced.acks.bytes);
-    if acked == 0 {
+    let produced = mark.produced.unwrap_or_default();
+    if produced.acks.bytes == 0 {
         return Err(fail(cell, "acknowledged nothing"));
     }
-    let partitions = cell.workload.append.as_ref().map_or(0, |append| append.partitions);
+    let acked = produced.acks.bytes + produced.acks.cold_bytes;
+    let partitions = cell.workload.append.as_ref().map_or(0, Append::partition_count);
     let mut found = 0;
     for partition in 0..partitions {
         let dir = server.scratch().join(format!("bench-{partition}"));
-        found += check_partition(&dir, read.filter(|_| partition == 0)).map_err(|why| fail(cell, why))?;
+        let read = read.as_ref().filter(|(of, _)| *of == partition).map(|(_, bytes)| &bytes[..]);
+        found += check_partition(&dir, read).map_err(|why| fail(cell, why))?;
     }
     if found < acked {
         return Err(fail(cell, format!("acknowledged {acked} bytes, the files hold {found}")));

@@ -12,16 +12,22 @@ use crate::corpus::plan::FetchPlan;
 use crate::error::{BenchError, Result};
 use crate::interrupt;
 use crate::ipc::Peer;
+use crate::method::memory_group::MemoryGroup;
 use crate::method::page_cache::{drop_range, free_len_max, resident_share, warm_range};
 use crate::method::proc::{Counters, iowq_threads};
 use crate::method::{Env, metrics};
 use crate::paths::{Path, Role};
 use crate::results::{Metrics, Round};
 use crate::server::{Command, Mark, Ready, ServerConfig};
+use crate::sys;
 use crate::workload::Workload;
 
 /// How long a server may take to listen and a client to connect.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a server may take to fill a log that the workload wants to find, and to listen.
+const FILL_TIMEOUT: Duration = Duration::from_secs(180);
+/// From the order to begin until a producer with a rate does.
+const BEGIN_DELAY_NS: u64 = 20_000_000;
 /// How long a process may take to end.
 const END_TIMEOUT: Duration = Duration::from_secs(30);
 /// Cold bytes per second for which memory is backed at least: what sendfile reads with one reader on a fast disk.
@@ -57,6 +63,25 @@ pub(super) struct Server {
     pub(super) ready: Ready,
     scratch: PathBuf,
     writes: bool,
+    /// After the process, which must have left it.
+    _group: Option<MemoryGroup>,
+}
+
+/// What is filled for cold readers lasts as long as the window: with another window, as much less or more.
+fn sized(env: &Env, workload: &Workload) -> Workload {
+    let mut workload = workload.clone();
+    let factor = env.window_seconds(&workload) / workload.window_seconds;
+    if let Some(append) = &mut workload.append {
+        append.backlog_len = (append.backlog_len as f64 * factor) as u64;
+    }
+    workload
+}
+
+/// The memory a baseline is held to, where the workload wants equal memory. An engine path holds itself to its
+/// arena: what it reads and writes goes around the page cache.
+fn memory_group(cell: &Cell<'_>) -> Result<Option<MemoryGroup>> {
+    let wanted = cell.workload.equal_memory && cell.path.role == Role::Baseline;
+    cell.workload.memory_len.filter(|_| wanted).map(MemoryGroup::new).transpose()
 }
 
 impl Server {
@@ -66,7 +91,7 @@ impl Server {
         std::fs::create_dir_all(&scratch).map_err(BenchError::file("create", &scratch))?;
         let config = ServerConfig {
             path: cell.path.name.to_string(),
-            workload: cell.workload.clone(),
+            workload: sized(env, cell.workload),
             segments: cell.segments.clone(),
             hot_len: cell.plan.hot_len,
             scratch: scratch.clone(),
@@ -77,9 +102,17 @@ impl Server {
             pool_threads: env.pool_threads,
             sample: env.sample.clone(),
         };
-        let mut peer = Peer::spawn("server", &config)?;
-        let ready = peer.receive(START_TIMEOUT)?;
-        Ok(Self { peer, ready, scratch, writes: cell.workload.append.is_some() })
+        let group = memory_group(cell)?;
+        let join = |pid| group.as_ref().map_or(Ok(()), |group| group.join(pid));
+        let mut peer = Peer::spawn_with("server", &config, join)?;
+        let ready = peer.receive(FILL_TIMEOUT)?;
+        Ok(Self { peer, ready, scratch, writes: cell.workload.append.is_some(), _group: group })
+    }
+
+    /// Lets a producer with a schedule begin at this monotonic time.
+    pub(super) fn begin(&mut self, at_ns: u64) -> Result<()> {
+        self.peer.send(&Command::Begin { at_ns })?;
+        self.peer.receive::<Mark>(START_TIMEOUT).map(drop)
     }
 
     pub(super) fn mark(&mut self) -> Result<Mark> {
@@ -116,6 +149,7 @@ pub(super) fn client_config(env: &Env, cell: &Cell<'_>, port: u16, seed: u64) ->
         port,
         workload: cell.workload.clone(),
         plan: cell.plan.clone(),
+        filled_end: 0,
         flags: cell.path.request_flags(),
         seed,
         core: env.client_core,
@@ -128,8 +162,14 @@ pub(super) fn run(env: &mut Env, cell: &Cell<'_>, round: usize) -> Result<Round>
     interrupt::check()?;
     let mut server = Server::start(env, cell)?;
     let note = server.ready.note.clone();
-    let prepared = prepare(env, cell, server.ready.port)?;
-    let has_client = cell.workload.hot.is_some() || cell.workload.tail.is_some();
+    let prepared = match cell.workload.append.as_ref().filter(|append| append.backlog_len > 0) {
+        Some(append) => {
+            prepare_backlog(env, cell, &server.scratch.join(format!("bench-{}", append.partitions)))?
+        }
+        None => prepare(env, cell, server.ready.port)?,
+    };
+    let load = cell.workload;
+    let has_client = load.hot.is_some() || load.tail.is_some() || load.is_cold();
     let observed = if has_client {
         with_client(env, cell, &mut server, round, prepared)?
     } else {
@@ -148,6 +188,8 @@ struct Prepared {
     backed_len: u64,
     /// When memory was last freed before the old data was read in.
     freed_at: Instant,
+    /// What this server has filled for cold readers, where the workload wants that.
+    backlog: Option<ServedLog>,
 }
 
 /// Server and page cache as the window wants them but for the old data, which may be in memory until [`settle`].
@@ -165,6 +207,7 @@ fn prepare(env: &Env, cell: &Cell<'_>, port: u16) -> Result<Prepared> {
         cold_resident_before: None,
         backed_len: 0,
         freed_at: Instant::now(),
+        backlog: None,
     };
     let Some(log) = cell.log else { return Ok(prepared) };
     let hot = log.len() - cell.plan.hot_len..log.len();
@@ -176,9 +219,7 @@ fn prepare(env: &Env, cell: &Cell<'_>, port: u16) -> Result<Prepared> {
     if cell.workload.is_cold() {
         drop_range(log, 0..cell.plan.cold_len)?;
         prepared.freed_at = Instant::now();
-        let rate = (env.cold_rate_max * 1.1).max(COLD_RATE_MIN);
-        let seconds = env.window_seconds(cell.workload) + cell.workload.warmup_seconds;
-        prepared.backed_len = ((rate * seconds) as u64).min(cell.plan.cold_len).min(free_len_max());
+        prepared.backed_len = backed_len_of(env, cell.workload).min(cell.plan.cold_len);
         warm_range(log, 0..prepared.backed_len)?;
     }
     warm_range(log, hot.clone())?;
@@ -186,13 +227,36 @@ fn prepare(env: &Env, cell: &Cell<'_>, port: u16) -> Result<Prepared> {
     Ok(prepared)
 }
 
+/// As [`prepare`], where the old data is what this server has filled beside the partitions it appends to.
+fn prepare_backlog(env: &Env, cell: &Cell<'_>, dir: &std::path::Path) -> Result<Prepared> {
+    let log = ServedLog::open(dir)?;
+    drop_range(&log, 0..log.len())?;
+    let freed_at = Instant::now();
+    let mut backed_len = 0;
+    if cell.workload.is_cold() {
+        backed_len = backed_len_of(env, cell.workload).min(log.len());
+        warm_range(&log, 0..backed_len)?;
+    }
+    let backlog = Some(log);
+    Ok(Prepared { resident_before: None, cold_resident_before: None, backed_len, freed_at, backlog })
+}
+
+/// Bytes of page cache that a window's cold readers can fill.
+fn backed_len_of(env: &Env, workload: &Workload) -> u64 {
+    let rate = (env.cold_rate_max * 1.1).max(COLD_RATE_MIN);
+    let seconds = env.window_seconds(workload) + workload.warmup_seconds;
+    ((rate * seconds) as u64).min(free_len_max())
+}
+
 /// Called when the client is connected and waits: drops the old data. What was freed before has been given back
 /// by then, and what is freed now will not be before the window's end.
 fn settle(cell: &Cell<'_>, prepared: &mut Prepared) -> Result<()> {
-    let Some(log) = cell.log.filter(|_| cell.workload.is_cold()) else { return Ok(()) };
+    let corpus = cell.log.map(|log| (log, cell.plan.cold_len));
+    let old = prepared.backlog.as_ref().map(|log| (log, log.len())).or(corpus);
+    let Some((log, cold_len)) = old.filter(|_| cell.workload.is_cold()) else { return Ok(()) };
     sleep(REPORT_DELAY.saturating_sub(prepared.freed_at.elapsed()).as_secs_f64())?;
-    drop_range(log, 0..cell.plan.cold_len)?;
-    prepared.cold_resident_before = resident_share(log, 0..cell.plan.cold_len);
+    drop_range(log, 0..cold_len)?;
+    prepared.cold_resident_before = resident_share(log, 0..cold_len);
     Ok(())
 }
 
@@ -203,7 +267,10 @@ fn with_client(
     round: usize,
     mut prepared: Prepared,
 ) -> Result<Observed> {
-    let config = client_config(env, cell, server.ready.port, round as u64);
+    let config = ClientConfig {
+        filled_end: server.ready.filled_end,
+        ..client_config(env, cell, server.ready.port, round as u64)
+    };
     let mut client = Peer::spawn("client", &config)?;
     match client.receive(START_TIMEOUT)? {
         ClientEvent::Ready => {}
@@ -211,7 +278,11 @@ fn with_client(
     }
     settle(cell, &mut prepared)?;
     let window_seconds = env.window_seconds(cell.workload);
-    client.send(&Go { warmup_seconds: cell.workload.warmup_seconds, window_seconds })?;
+    let begin_ns = sys::now_ns() + BEGIN_DELAY_NS;
+    if cell.workload.has_schedule() {
+        server.begin(begin_ns)?;
+    }
+    client.send(&Go { warmup_seconds: cell.workload.warmup_seconds, window_seconds, begin_ns })?;
     let timeout = Duration::from_secs_f64(window_seconds + cell.workload.warmup_seconds) + START_TIMEOUT;
     let mut marks = Vec::with_capacity(2);
     let mut counters = Vec::with_capacity(2);
@@ -247,6 +318,9 @@ fn out_of_turn(event: &ClientEvent) -> BenchError {
 }
 
 fn without_client(env: &Env, cell: &Cell<'_>, server: &mut Server, prepared: Prepared) -> Result<Observed> {
+    if cell.workload.has_schedule() {
+        server.begin(sys::now_ns())?;
+    }
     sleep(cell.workload.warmup_seconds)?;
     let first = (env.counters(), server.mark()?);
     sleep(env.window_seconds(cell.workload))?;
@@ -277,7 +351,7 @@ fn sleep(seconds: f64) -> Result<()> {
 }
 
 fn to_round(env: &Env, cell: &Cell<'_>, round: usize, observed: Observed, note: String) -> Round {
-    let control = env.hot_cpu_share.get(&(cell.path.name, round)).copied();
+    let control = env.hot_cpu_share.get(&(cell.workload.kind, cell.path.name, round)).copied();
     let (metrics, flags, extra): (Metrics, Vec<String>, BTreeMap<&'static str, f64>) =
         metrics::derive(cell.workload, cell.path.role == Role::Baseline, &observed, control);
     let recorded = metrics::latency_record(&observed);

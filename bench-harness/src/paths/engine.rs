@@ -16,8 +16,10 @@ use rustix::event::{PollFd, PollFlags, poll};
 use crate::error::{BenchError, Result};
 use crate::paths::write_fdatasync::wait_for_end;
 use crate::server::ServerContext;
-use crate::server::service::{BenchService, Producer, WIRE_MODES};
-use crate::workload::{Kind, Workload};
+use crate::server::producer::{Producer, Reports};
+use crate::server::schedule::Schedule;
+use crate::server::service::{BenchService, WIRE_MODES};
+use crate::workload::{Append, Kind, Workload};
 
 fn failed(why: impl ToString) -> BenchError {
     BenchError::Process { who: "server", why: why.to_string() }
@@ -43,7 +45,7 @@ pub(super) fn serve_buffered(context: &mut ServerContext) -> Result<()> {
 /// The engine's log directory, and the partitions to open in it.
 fn partitions(context: &ServerContext) -> Result<(std::path::PathBuf, Vec<TopicPartition>)> {
     let Some(segments) = &context.config.segments else {
-        let count = context.config.workload.append.as_ref().map_or(0, |append| append.partitions);
+        let count = context.config.workload.append.as_ref().map_or(0, Append::partition_count);
         let names = (0..count).map(|at| format!("bench-{at}").parse().map_err(failed));
         return Ok((context.config.scratch.clone(), names.collect::<Result<_>>()?));
     };
@@ -74,7 +76,7 @@ fn options(context: &ServerContext, dir: &Path, driver: DriverChoice) -> Result<
     options.driver = driver;
     options.cores = vec![Some(context.config.core)];
     options.congestion_control = Some(context.config.congestion.clone());
-    if workload.kind != Kind::Append {
+    if workload.kind != Kind::Append || workload.is_cold() {
         options.listen = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
     }
     if !context.config.mask_features.is_empty() {
@@ -101,13 +103,17 @@ fn serve_with(context: &mut ServerContext, driver: DriverChoice, write_mode: Wri
     let opened = Arc::new(AtomicUsize::new(0));
     let refused = Arc::new(AtomicU64::new(0));
     let workload = context.config.workload.clone();
-    let producer = workload.append.clone().map(|append| {
-        let (recorder, stop) = (context.recorder.clone(), context.stop.clone());
-        Producer::new(append, recorder, stop, context.stats.clone(), refused.clone())
-    });
-    if producer.is_some() {
-        context.recorder.start();
-    }
+    let reports = Reports {
+        recorder: context.recorder.clone(),
+        stop: context.stop.clone(),
+        stats: context.stats.clone(),
+        failed: refused.clone(),
+    };
+    let schedule = Schedule::new(&workload, context.stop.clone());
+    let producer = schedule
+        .zip(workload.append.clone())
+        .map(|(schedule, append)| Producer::new(append, schedule, reports));
+    let produces = producer.is_some();
     let mut service = Some(BenchService::new(producer, opened.clone(), context.stats.clone()));
     // One shard, so the closure runs once.
     let make = |_| service.take().expect("an engine of one core makes one service");
@@ -127,6 +133,11 @@ fn serve_with(context: &mut ServerContext, driver: DriverChoice, write_mode: Wri
         DriverInUse::Uring { missing } => format!("io_uring without {}", missing.join("; ")),
         DriverInUse::Poll { reason } => format!("poll: {reason}"),
     };
+    if produces {
+        wait_until_filled(context, &refused)?;
+        context.filled_end = context.stop.filled_end();
+        context.recorder.start();
+    }
     context.ready_on(engine.local_addr().map_or(0, |addr| addr.port()), &note)?;
     if workload.append.is_none() {
         return wait_for_end();
@@ -139,6 +150,17 @@ fn serve_with(context: &mut ServerContext, driver: DriverChoice, write_mode: Wri
     }
     context.stop.finished();
     wait_for_end()
+}
+
+/// Waits until the log that the workload wants to find is there.
+fn wait_until_filled(context: &ServerContext, refused: &AtomicU64) -> Result<()> {
+    while !context.stop.is_filled() {
+        if refused.load(Ordering::Relaxed) > 0 {
+            return Err(failed("the engine refused an append while the log was filled"));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 fn wait_for_stop(context: &ServerContext) -> Result<()> {

@@ -16,6 +16,7 @@ mod read_write;
 mod send_epoll;
 mod sendfile_epoll;
 mod skeleton;
+mod syncer;
 mod write_fdatasync;
 mod write_group;
 
@@ -231,6 +232,9 @@ impl Path {
                 (self.cold, "the path serves from memory only, the workload reads more than memory holds")
             }
             Kind::Fetch => (self.fetch, "the path does not serve a corpus"),
+            Kind::Append if workload.has_schedule() && self.append => {
+                (self.tail, "the path only appends as fast as it can, and serves no reader beside")
+            }
             Kind::Append => (self.append, "the path does not append"),
             Kind::Tail => (self.tail, "the path does not serve readers while it appends"),
         };

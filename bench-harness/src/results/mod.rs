@@ -73,6 +73,8 @@ metrics! {
     responses_per_s: More,
     /// Acknowledged appends per second.
     acks_per_s: More,
+    /// Bytes appended to the flooded partition and acknowledged, 1e6 per second.
+    flood_mb_per_s: More,
     /// Requests per second that the open loop meant to send.
     offered_per_s: Neither,
     /// Requests of these answered within the window, per second.
@@ -95,6 +97,14 @@ metrics! {
     p999_us: Less,
     /// Longest.
     max_us: Less,
+    /// Median time from an append's intended start to its last byte at a tail reader.
+    e2e_p50_us: Less,
+    /// 99th percentile of it.
+    e2e_p99_us: Less,
+    /// Median time of a lagging reader's fetch, from when it was due.
+    lag_p50_us: Less,
+    /// 99th percentile of it.
+    lag_p99_us: Less,
     /// Latencies behind the percentiles.
     samples: Neither,
     /// Calls into the kernel on the data path per response or acknowledgement.

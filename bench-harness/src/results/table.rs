@@ -11,7 +11,8 @@ use crate::workload::{Kind, Workload};
 fn reference(workload: &Workload) -> &'static str {
     match workload.kind {
         Kind::Fetch => "sendfile_epoll",
-        Kind::Append => "write_fdatasync",
+        Kind::Append if !workload.has_schedule() => "write_fdatasync",
+        Kind::Append => "write_group_fdatasync",
         Kind::Tail => "write_group_fdatasync",
     }
 }
@@ -40,15 +41,36 @@ fn columns(workload: &Workload) -> Vec<(&'static str, &'static str, usize)> {
             ("CPU s/GB", "server_cpu_s_per_gb", 3),
             ("calls/resp", "kernel_entries_per_response", 2),
         ],
-        Kind::Append | Kind::Tail => vec![
-            ("MB/s in", "mb_per_s", 0),
-            ("acks/s", "acks_per_s", 0),
-            ("ack p50 us", "p50_us", 0),
-            ("p99 us", "p99_us", 0),
-            ("CPU s/GB in", "server_cpu_s_per_gb", 3),
-            ("calls/ack", "kernel_entries_per_response", 2),
-        ],
+        Kind::Append | Kind::Tail => append_columns(workload),
     }
+}
+
+fn append_columns(workload: &Workload) -> Vec<(&'static str, &'static str, usize)> {
+    let mut columns = vec![
+        ("MB/s in", "mb_per_s", 0),
+        ("acks/s", "acks_per_s", 0),
+        ("ack p50 us", "p50_us", 0),
+        ("p99 us", "p99_us", 0),
+    ];
+    let is_rated = workload.append.as_ref().is_some_and(|append| append.rate_per_s.is_some());
+    if workload.is_lagging() {
+        columns.push(("GB/s out", "gb_per_s", 3));
+        columns.push(("fetch p50 us", "lag_p50_us", 0));
+        columns.push(("p99 us", "lag_p99_us", 0));
+    } else if is_rated && workload.kind == Kind::Tail {
+        columns.push(("end-to-end p50 us", "e2e_p50_us", 0));
+        columns.push(("p99 us", "e2e_p99_us", 0));
+    }
+    if workload.append.as_ref().is_some_and(|append| append.flood.is_some()) {
+        columns.push(("flood MB/s", "flood_mb_per_s", 0));
+    }
+    if workload.is_cold() {
+        columns.push(("cold GB/s", "cold_gb_per_s", 2));
+        columns.push(("CPU us/cold MB", "server_cpu_us_per_cold_mb", 0));
+    }
+    columns.push(("CPU s/GB in", "server_cpu_s_per_gb", 3));
+    columns.push(("calls/ack", "kernel_entries_per_response", 2));
+    columns
 }
 
 /// The fields whose ratios stand beside them.
@@ -58,6 +80,8 @@ fn ratio_columns(workload: &Workload) -> [(&'static str, &'static str); 2] {
             [("p50", "p50_us"), ("CPU", "server_cpu_s_per_gb")]
         }
         Kind::Fetch => [("GB/s", "gb_per_s"), ("CPU", "server_cpu_s_per_gb")],
+        _ if workload.is_lagging() => [("GB/s out", "gb_per_s"), ("CPU", "server_cpu_s_per_gb")],
+        _ if workload.has_schedule() => [("ack p50", "p50_us"), ("CPU", "server_cpu_s_per_gb")],
         Kind::Append | Kind::Tail => [("MB/s", "mb_per_s"), ("CPU", "server_cpu_s_per_gb")],
     }
 }

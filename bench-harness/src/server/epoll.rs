@@ -154,7 +154,7 @@ impl<D: Delivery<L>, L: Source> EpollServer<D, L> {
                 self.unpark(false);
             }
             events.clear();
-            let timeout = self.parked_timeout();
+            let timeout = self.timeout();
             match epoll::wait(&self.epoll, spare_capacity(&mut events), timeout.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(BenchError::system("epoll_wait")(error)),
@@ -181,13 +181,17 @@ impl<D: Delivery<L>, L: Source> EpollServer<D, L> {
         }
     }
 
-    /// Until the first parked fetch must be answered; `None` without one.
-    fn parked_timeout(&self) -> Option<Timespec> {
-        if self.parked_count == 0 {
+    /// Until the first parked fetch must be answered or the log has something to do; `None` without either.
+    fn timeout(&self) -> Option<Timespec> {
+        let mut until = self.log.next_due_ns();
+        if self.parked_count > 0 {
+            let deadlines = self.connections.iter().flatten().filter_map(|connection| connection.parked);
+            until = deadlines.map(|(_, deadline)| deadline).fold(until, u64::min);
+        }
+        if until == u64::MAX {
             return None;
         }
-        let deadlines = self.connections.iter().flatten().filter_map(|connection| connection.parked);
-        let wait = deadlines.map(|(_, deadline)| deadline).min()?.saturating_sub(sys::now_ns());
+        let wait = until.saturating_sub(sys::now_ns());
         Some(Timespec { tv_sec: (wait / 1_000_000_000) as i64, tv_nsec: (wait % 1_000_000_000) as i64 })
     }
 
@@ -297,7 +301,8 @@ impl<D: Delivery<L>, L: Source> EpollServer<D, L> {
     /// Until when a fetch has to wait for more of the log; 0 if it can be answered. `deadline` is 0 for a
     /// fetch that has not waited yet.
     fn park(&self, request: &Request, deadline: u64) -> u64 {
-        let at_end = request.opcode == Opcode::Fetch && request.offset == self.log.high_watermark();
+        let at_end =
+            request.opcode == Opcode::Fetch && request.offset == self.log.high_watermark(request.partition);
         if !at_end || request.max_wait_ms == 0 {
             return 0;
         }
@@ -315,22 +320,24 @@ impl<D: Delivery<L>, L: Source> EpollServer<D, L> {
         };
         match request.opcode {
             Opcode::Ping if request.partition == u32::MAX => return empty(Response::bad_request()),
-            Opcode::Ping => return empty(Response::ok(request, 0, self.log.high_watermark())),
+            Opcode::Ping => {
+                return empty(Response::ok(request, 0, self.log.high_watermark(request.partition)));
+            }
             Opcode::Append => return empty(Response::refused(request, Status::Unsupported)),
             Opcode::Fetch => {}
         }
-        if request.partition != 0 {
+        if request.partition >= self.log.partition_count() {
             return empty(Response::refused(request, Status::UnknownPartition));
         }
         self.log.fetched(conn, request);
-        let body = match self.log.resolve(request.offset, request.max_bytes as usize) {
+        let body = match self.log.resolve(request.partition, request.offset, request.max_bytes as usize) {
             Ok(body) => body,
             Err(ResolveError::OutOfRange) => {
                 return empty(Response::refused(request, Status::OffsetOutOfRange));
             }
             Err(_) => return empty(Response::refused(request, Status::StorageError)),
         };
-        let response = Response::ok(request, body.len as u32, self.log.high_watermark());
+        let response = Response::ok(request, body.len as u32, self.log.high_watermark(request.partition));
         let transfer = Transfer { conn, header: response.encode(), body, sent: 0 };
         if body.len > 0 && self.delivery.begin(&transfer, &self.log).is_err() {
             return empty(Response::refused(request, Status::StorageError));

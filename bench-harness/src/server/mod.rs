@@ -7,12 +7,14 @@
 pub mod append_log;
 pub mod epoll;
 pub mod produce;
+pub mod producer;
+pub mod schedule;
 pub mod service;
 pub mod source;
 
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use rohrpost_engine::linux::stats::DriverStats;
@@ -64,6 +66,8 @@ pub struct Ready {
     pub port: u16,
     /// What the path wants the report to say about itself.
     pub note: String,
+    /// The end offset of the partition that was filled for cold readers; 0 without one.
+    pub filled_end: i64,
 }
 
 /// What the parent may ask.
@@ -72,6 +76,11 @@ pub struct Ready {
 pub enum Command {
     /// Report the counters and forget what the producer recorded so far.
     Mark,
+    /// A producer with a schedule begins at this monotonic time; answered like `Mark`.
+    Begin {
+        /// Nanoseconds.
+        at_ns: u64,
+    },
     /// Stop producing, make everything acknowledged durable, report; used before files are verified.
     Stop,
 }
@@ -142,19 +151,63 @@ pub struct ServerContext {
     pub recorder: Arc<Recorder>,
     /// Set when producing must end.
     pub stop: Arc<Stop>,
+    /// See [`Ready::filled_end`].
+    pub filled_end: i64,
     ready: Option<Ready>,
 }
 
-/// The request to stop, to be looked at or waited for.
+/// When a producer begins and stops, to be looked at or waited for.
 #[derive(Debug)]
 pub struct Stop {
     flag: AtomicBool,
     /// Readable once producing must end.
     pub event: OwnedFd,
     done: AtomicBool,
+    /// 0 until it is known.
+    start_ns: AtomicU64,
+    is_filled: AtomicBool,
+    filled_end: AtomicI64,
 }
 
 impl Stop {
+    fn new() -> Result<Self> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(BenchError::system("make an eventfd"))?;
+        Ok(Self {
+            flag: AtomicBool::new(false),
+            event,
+            done: AtomicBool::new(false),
+            start_ns: AtomicU64::new(0),
+            is_filled: AtomicBool::new(false),
+            filled_end: AtomicI64::new(0),
+        })
+    }
+
+    /// When a producer with a schedule begins, once that is known.
+    pub fn start_ns(&self) -> Option<u64> {
+        Some(self.start_ns.load(Ordering::Acquire)).filter(|at_ns| *at_ns > 0)
+    }
+
+    /// Whether the log that the workload wants to find is there.
+    pub fn is_filled(&self) -> bool {
+        self.is_filled.load(Ordering::Acquire)
+    }
+
+    /// Called by the schedule when it is.
+    pub fn set_filled(&self) {
+        self.is_filled.store(true, Ordering::Release);
+    }
+
+    /// The end offset of the partition that was filled.
+    pub fn filled_end(&self) -> i64 {
+        self.filled_end.load(Ordering::Acquire)
+    }
+
+    /// See [`Stop::filled_end`].
+    pub fn set_filled_end(&self, end: i64) {
+        self.filled_end.store(end, Ordering::Release);
+    }
+
     /// Whether producing must end.
     pub fn is_set(&self) -> bool {
         self.flag.load(Ordering::Acquire)
@@ -199,6 +252,7 @@ impl ServerContext {
         })?;
         ready.port = port;
         ready.note = note.to_string();
+        ready.filled_end = self.filled_end;
         ipc::child_send(&ready)
     }
 
@@ -227,9 +281,7 @@ fn serve(config: ServerConfig) -> Result<()> {
     let row = paths::find(&config.path)?;
     let stats = Arc::new(Stats::default());
     let recorder = Arc::new(Recorder::default());
-    let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-        .map_err(BenchError::system("make an eventfd"))?;
-    let stop = Arc::new(Stop { flag: AtomicBool::new(false), event, done: AtomicBool::new(false) });
+    let stop = Arc::new(Stop::new()?);
     // Started before pinning: it may use any core.
     let control = (stats.clone(), recorder.clone(), stop.clone());
     let mut samples = Samples { order: config.sample.clone(), path: row.name, sampling: None };
@@ -239,12 +291,14 @@ fn serve(config: ServerConfig) -> Result<()> {
         .map_err(BenchError::system("start the control thread"))?;
     sys::pin_to_core(config.core)?;
     sys::raise_priority();
+    // A producer that waits for its time must wake when it meant to, whatever it waits in.
+    let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
     let listener = sys::listen(&config.congestion)?;
     listener.set_nonblocking(true).map_err(BenchError::system("make a socket non-blocking"))?;
     let port = listener.local_addr().map_err(BenchError::system("name a socket"))?.port();
     let log = config.segments.as_deref().map(ServedLog::open).transpose()?;
-    let ready = Some(Ready { port, note: String::new() });
-    let mut context = ServerContext { config, listener, log, stats, recorder, stop, ready };
+    let ready = Some(Ready { port, note: String::new(), filled_end: 0 });
+    let mut context = ServerContext { config, listener, log, stats, recorder, stop, filled_end: 0, ready };
     (row.serve)(&mut context)
 }
 
@@ -272,6 +326,10 @@ fn control_loop(stats: &Stats, recorder: &Recorder, stop: &Stop, samples: &mut S
     loop {
         let answer = match ipc::child_receive::<Command>() {
             Ok(Some(Command::Mark)) => samples.marked(),
+            Ok(Some(Command::Begin { at_ns })) => {
+                stop.start_ns.store(at_ns, Ordering::Release);
+                Ok(())
+            }
             Ok(Some(Command::Stop)) => stop.set_and_wait(),
             Ok(None) => std::process::exit(0),
             Err(error) => Err(error),

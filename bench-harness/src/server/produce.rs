@@ -10,7 +10,8 @@ use crate::sys;
 /// What the producer recorded between two marks.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Produced {
-    /// Acknowledgements: latency from the start of the append, and acknowledged bytes.
+    /// Acknowledgements: latency from the start of the append (at a fixed rate: from when it should have begun), and
+    /// acknowledged bytes; those of a flooded partition as cold bytes, without latencies.
     pub acks: Recorded,
 }
 
@@ -31,6 +32,13 @@ impl Recorder {
         if let Some(window) = self.lock().as_mut() {
             window.latency(now_ns.saturating_sub(start_ns), now_ns);
             window.bytes(len, 0, now_ns);
+        }
+    }
+
+    /// An acknowledged append that loads the server and is not what is measured.
+    pub fn beside(&self, now_ns: u64, len: u64) {
+        if let Some(window) = self.lock().as_mut() {
+            window.bytes(0, len, now_ns);
         }
     }
 

@@ -8,14 +8,19 @@ use crate::wire::Request;
 
 /// Where fetches are answered from.
 pub trait Source {
-    /// The body of a fetch; empty at the high watermark.
+    /// Partitions there are, numbered from 0.
+    fn partition_count(&self) -> u32 {
+        1
+    }
+
+    /// The body of a fetch from a partition that exists; empty at the high watermark.
     ///
     /// # Errors
     /// See [`ResolveError`].
-    fn resolve(&self, offset: i64, len_max: usize) -> Result<BodyRange, ResolveError>;
+    fn resolve(&self, partition: u32, offset: i64, len_max: usize) -> Result<BodyRange, ResolveError>;
 
-    /// First offset that may not be read yet.
-    fn high_watermark(&self) -> i64;
+    /// First offset that may not be read yet; -1 for a partition that does not exist.
+    fn high_watermark(&self, partition: u32) -> i64;
 
     /// A segment's file, for sending from the page cache.
     fn file(&self, segment: usize) -> BorrowedFd<'_>;
@@ -31,6 +36,11 @@ pub trait Source {
         None
     }
 
+    /// When `turn` wants to be called even if nothing happens; `u64::MAX` if it does not.
+    fn next_due_ns(&self) -> u64 {
+        u64::MAX
+    }
+
     /// Called after every batch of events. Returns whether the high watermark has moved.
     ///
     /// # Errors
@@ -41,11 +51,11 @@ pub trait Source {
 }
 
 impl Source for ServedLog {
-    fn resolve(&self, offset: i64, len_max: usize) -> Result<BodyRange, ResolveError> {
+    fn resolve(&self, _partition: u32, offset: i64, len_max: usize) -> Result<BodyRange, ResolveError> {
         ServedLog::resolve(self, offset, len_max)
     }
 
-    fn high_watermark(&self) -> i64 {
+    fn high_watermark(&self, _partition: u32) -> i64 {
         ServedLog::high_watermark(self)
     }
 
