@@ -91,7 +91,10 @@ fn options(context: &ServerContext, dir: &Path, driver: DriverChoice) -> Result<
 }
 
 fn log_config(workload: &Workload, write_mode: WriteMode) -> LogConfig {
-    let mut config = LogConfig { durability: Durability::Flushed, write_mode, ..LogConfig::default() };
+    // The batches carry timestamps of long ago: by age, every sealed segment would be deleted at once.
+    let retention_ms = None;
+    let mut config =
+        LogConfig { durability: Durability::Flushed, write_mode, retention_ms, ..LogConfig::default() };
     if let Some(append) = &workload.append {
         config.segment_len_max = ByteCount::new(append.segment_len);
     }
