@@ -1,5 +1,6 @@
 //! Reading: from an offset and a byte limit to bytes on a socket.
 
+pub(crate) mod memo;
 mod mode;
 pub(crate) mod plan;
 pub mod policy;

@@ -20,6 +20,7 @@ mod table;
 use std::collections::{BinaryHeap, VecDeque};
 
 use crate::error::PartitionError;
+use crate::fetch::memo::Memo;
 use crate::fetch::transfer::{FetchId, Fetches};
 use crate::limits::ShardLimits;
 use crate::log::partition::{AckOutcome, Partition};
@@ -86,6 +87,7 @@ pub(crate) struct Core<P: Platform, C> {
     ready: VecDeque<PartitionId>,
     commits_in_flight: u32,
     fetches: Fetches<P>,
+    memo: Memo,
     park_timers: BinaryHeap<ParkTimer>,
     /// Fetches to look at again in this turn.
     woken: Vec<FetchId>,
@@ -130,6 +132,7 @@ impl<P: Platform, S: Service> Shard<P, S> {
             ready: VecDeque::with_capacity(1024),
             commits_in_flight: 0,
             fetches: Fetches::new(limits.fetches_max),
+            memo: Memo::new(),
             park_timers: BinaryHeap::with_capacity(limits.fetches_max as usize),
             woken: Vec::with_capacity(limits.fetches_max as usize),
             scheduler: Scheduler::new(),
