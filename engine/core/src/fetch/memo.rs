@@ -8,10 +8,11 @@
 use crate::cache::SegmentUid;
 use crate::types::{ByteCount, Offset, Position};
 
-/// Entries, a power of two: 24 KiB a shard.
-const ENTRY_COUNT: usize = 1024;
+/// Sets, a power of two, and the entries of a set: 24 KiB a shard.
+const SET_COUNT: usize = 256;
+const WAY_COUNT: usize = 4;
 
-const _: () = assert!(ENTRY_COUNT.is_power_of_two());
+const _: () = assert!(SET_COUNT.is_power_of_two());
 
 #[derive(Clone, Copy)]
 struct Entry {
@@ -26,37 +27,42 @@ const EMPTY: Entry = Entry { uid: SegmentUid(0), len: 0, offset: Offset::ZERO, p
 
 /// See the module documentation.
 pub(crate) struct Memo {
-    entries: Box<[Entry; ENTRY_COUNT]>,
+    /// The latest entry of a set comes first; the last one gives way.
+    sets: Box<[[Entry; WAY_COUNT]; SET_COUNT]>,
 }
 
 impl Memo {
     pub(crate) fn new() -> Self {
-        Self { entries: Box::new([EMPTY; ENTRY_COUNT]) }
+        Self { sets: Box::new([[EMPTY; WAY_COUNT]; SET_COUNT]) }
     }
 
     /// Start and length of the batch of that segment that answers a request for `offset`, if it was noted.
     pub(crate) fn find(&self, uid: SegmentUid, offset: Offset) -> Option<(Position, ByteCount)> {
-        let entry = &self.entries[place(uid, offset)];
-        let same = entry.len > 0 && entry.uid == uid && entry.offset == offset;
-        same.then(|| (entry.position, ByteCount::new(u64::from(entry.len))))
+        let set = &self.sets[place(uid, offset)];
+        let entry = set.iter().find(|entry| entry.offset == offset && entry.uid == uid && entry.len > 0)?;
+        Some((entry.position, ByteCount::new(u64::from(entry.len))))
     }
 
     /// Notes where it lies.
     pub(crate) fn note(&mut self, uid: SegmentUid, offset: Offset, position: Position, len: ByteCount) {
         let Ok(len) = u32::try_from(len.get()) else { return };
-        self.entries[place(uid, offset)] = Entry { uid, len, offset, position };
+        let set = &mut self.sets[place(uid, offset)];
+        set.rotate_right(1);
+        set[0] = Entry { uid, len, offset, position };
     }
 }
 
 /// Multiplicative hashing: the product's upper bits depend on every bit of the key.
 const fn place(uid: SegmentUid, offset: Offset) -> usize {
     let key = (offset.get() as u64) ^ ((uid.0 as u64) << 40);
-    (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - ENTRY_COUNT.ilog2())) as usize
+    (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - SET_COUNT.ilog2())) as usize
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const ENTRY_COUNT: usize = SET_COUNT * WAY_COUNT;
 
     /// Far more places than entries are noted: what is found is what was noted for exactly that key.
     #[test]

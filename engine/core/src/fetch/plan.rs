@@ -4,6 +4,7 @@
 use crate::cache::{Lookup, SegmentUid};
 use crate::error::FetchError;
 use crate::fetch::FetchRequest;
+use crate::fetch::memo::Memo;
 use crate::format::batch::PREFIX_LEN;
 use crate::format::walk::{Seek, seek};
 use crate::log::partition::Partition;
@@ -64,14 +65,31 @@ impl<P: Platform> Partition<P> {
         self.tail.lease_at(uid, last, end).is_some() || memory.cache.is_resident(uid, last)
     }
 
-    /// Where to start walking for `request` in segment `index`.
-    pub(crate) fn walk_start(&self, index: usize, request: &FetchRequest) -> Position {
-        self.segments[index].index.offsets().start_before(request.offset).position
+    /// Finds the batch of segment `index` that contains the request's offset, or the first one after it: noted
+    /// already, or by a walk from `resume`, or from where the index says.
+    pub(crate) fn locate(
+        &self,
+        memory: &mut Memory<P>,
+        memo: &mut Memo,
+        index: usize,
+        request: &FetchRequest,
+        resume: Option<Position>,
+    ) -> Result<Located<P>, FetchError> {
+        let segment = &self.segments[index];
+        if let Some((start, len)) = memo.find(segment.uid, request.offset) {
+            return Ok(Located::At(start, len));
+        }
+        let indexed = || segment.index.offsets().start_before(request.offset).position;
+        let located = self.walk(memory, index, request, resume.unwrap_or_else(indexed))?;
+        if let Located::At(start, len) = located {
+            memo.note(segment.uid, request.offset, start, len);
+        }
+        Ok(located)
     }
 
     /// Walks the batch headers from `at` to the batch that contains the request's offset, or the first one
     /// after it.
-    pub(crate) fn locate(
+    fn walk(
         &self,
         memory: &mut Memory<P>,
         index: usize,

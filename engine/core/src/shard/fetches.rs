@@ -164,15 +164,8 @@ impl<P: Platform, C> Core<P, C> {
             _ => None,
         };
         let (start, first_len) = loop {
-            if let Some(found) = self.memo.find(partition.segments[index].uid, request.offset) {
-                break found;
-            }
-            let at = resume.take().unwrap_or_else(|| partition.walk_start(index, &request));
-            match partition.locate(&mut self.memory, index, &request, at) {
-                Ok(Located::At(start, len)) => {
-                    self.memo.note(partition.segments[index].uid, request.offset, start, len);
-                    break (start, len);
-                }
+            match partition.locate(&mut self.memory, &mut self.memo, index, &request, resume.take()) {
+                Ok(Located::At(start, len)) => break (start, len),
                 Ok(Located::Beyond) if index + 1 < partition.segments.len() => index += 1,
                 // Only a hole follows, up to the high watermark: the next append ends the wait.
                 Ok(Located::Beyond) if !expired && request.waits() => return self.park(partition, id),
