@@ -14,6 +14,7 @@ use crate::method::{self, RunOptions};
 use crate::paths::{self, PATHS, Role};
 use crate::results::host::filesystem_of;
 use crate::results::table;
+use crate::server::ColdReads;
 use crate::workload::{Kind, Workload};
 use crate::{client, flame, inspect, server, sys};
 
@@ -134,6 +135,12 @@ struct RunArgs {
     /// Threads of the direct-read pool.
     #[arg(long)]
     pool_threads: Option<usize>,
+    /// Chunk of the engine's cold reads, KiB (default: the engine's).
+    #[arg(long)]
+    engine_chunk_kib: Option<u64>,
+    /// What the engine reads ahead of a reader of old data, KiB (default: the engine's; 0: nothing).
+    #[arg(long)]
+    engine_ahead_kib: Option<u64>,
     /// Segments of the generated corpus instead of what the workloads need, each 256 MiB.
     #[arg(long, conflicts_with = "segments")]
     corpus_segments: Option<u32>,
@@ -282,6 +289,10 @@ fn options(args: &RunArgs) -> Result<RunOptions> {
         pool_chunk_len: args.pool_chunk_kib.unwrap_or(POOL_CHUNK_KIB_DEFAULT) << 10,
         pool_threads: args.pool_threads.unwrap_or(POOL_THREADS_DEFAULT),
         sample: None,
+        cold_reads: ColdReads {
+            chunk_len: args.engine_chunk_kib.map(|kib| kib << 10),
+            ahead_len: args.engine_ahead_kib.map(|kib| kib << 10),
+        },
         shape,
     })
 }

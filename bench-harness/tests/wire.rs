@@ -9,7 +9,7 @@ use std::time::Duration;
 use rohrpost_bench::corpus::ServedLog;
 use rohrpost_bench::corpus::generate::{Shape, ensure};
 use rohrpost_bench::paths::PATHS;
-use rohrpost_bench::server::{Ready, ServerConfig};
+use rohrpost_bench::server::{ColdReads, Ready, ServerConfig};
 use rohrpost_bench::sys;
 use rohrpost_bench::wire::{HEADER_LEN, Opcode, Request, Response, Status};
 use rohrpost_bench::workload::Workload;
@@ -35,6 +35,7 @@ impl Server {
             mask_features: Vec::new(),
             pool_chunk_len: 64 << 10,
             pool_threads: 2,
+            cold_reads: ColdReads::default(),
             sample: None,
         };
         let mut child = Command::new(env!("CARGO_BIN_EXE_rohrpost-bench"))

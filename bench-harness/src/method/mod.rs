@@ -25,6 +25,7 @@ use crate::method::window::Cell;
 use crate::paths::{Path, Role};
 use crate::results::host::{RunFacts, host_json};
 use crate::results::{ResultFile, Round, Summary, skipped_json, summarize, table};
+use crate::server::ColdReads;
 use crate::sys;
 use crate::workload::{Kind, Workload};
 
@@ -65,6 +66,8 @@ pub struct RunOptions {
     pub pool_threads: usize,
     /// Samples to take of every server, for pictures.
     pub sample: Option<Order>,
+    /// How an engine path reads old data.
+    pub cold_reads: ColdReads,
     /// The default corpus, if no `segments` are given.
     pub shape: Option<Shape>,
 }
@@ -79,6 +82,7 @@ struct Env {
     mask_features: Vec<String>,
     pool_chunk_len: usize,
     pool_threads: usize,
+    cold_reads: ColdReads,
     sample: Option<Order>,
     device: Option<String>,
     /// Most cold bytes a second seen so far.
@@ -136,6 +140,7 @@ pub fn run(options: &RunOptions) -> Result<Outcome> {
         mask_features: options.mask_features.clone(),
         pool_chunk_len: options.pool_chunk_len,
         pool_threads: options.pool_threads,
+        cold_reads: options.cold_reads,
         sample: options.sample.clone(),
         device: proc::device_of(device_dir),
         cold_rate_max: 0.0,

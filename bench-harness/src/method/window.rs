@@ -100,6 +100,7 @@ impl Server {
             mask_features: env.mask_features.clone(),
             pool_chunk_len: env.pool_chunk_len,
             pool_threads: env.pool_threads,
+            cold_reads: env.cold_reads,
             sample: env.sample.clone(),
         };
         let group = memory_group(cell)?;

@@ -85,6 +85,9 @@ fn options(context: &ServerContext, dir: &Path, driver: DriverChoice) -> Result<
     if let Some(len) = workload.memory_len {
         options.limits.arena_len_max = ByteCount::new(len);
     }
+    let cold = context.config.cold_reads;
+    options.limits.cold_read_len = cold.chunk_len.map_or(options.limits.cold_read_len, ByteCount::new);
+    options.limits.cold_ahead_len = cold.ahead_len.map_or(options.limits.cold_ahead_len, ByteCount::new);
     // Steady state from the first window on, as the baselines touch their memory before they are ready.
     options.limits.arena_len_start = options.limits.arena_len_max;
     Ok(options)

@@ -31,6 +31,15 @@ use crate::server::produce::{Produced, Recorder};
 use crate::sys;
 use crate::workload::Workload;
 
+/// Lengths of an engine path's cold reads, bytes; `None` leaves them to the engine.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct ColdReads {
+    /// One read.
+    pub chunk_len: Option<u64>,
+    /// What is read ahead.
+    pub ahead_len: Option<u64>,
+}
+
 /// What a server process is to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ServerConfig {
@@ -54,6 +63,8 @@ pub struct ServerConfig {
     pub pool_chunk_len: usize,
     /// Threads of the direct-read pool.
     pub pool_threads: usize,
+    /// How an engine path reads old data.
+    pub cold_reads: ColdReads,
     /// Samples to take of this process, from its first mark to its second.
     #[serde(default)]
     pub sample: Option<Order>,

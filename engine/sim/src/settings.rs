@@ -166,6 +166,7 @@ fn draw_limits(partitions: usize, batch_len_max: u64, prng: &mut Prng) -> (Shard
         commits_in_flight_max: *prng.pick(&[1, 2, 64]),
         cold_read_bytes_max: ByteCount::new(cold_read_len.max(*prng.pick(&[1, 1 << 20, 16 << 20]))),
         cold_read_len: ByteCount::new(cold_read_len),
+        cold_ahead_len: ByteCount::new(*prng.pick(&[0, 1, 64 << 10, 1 << 20])),
         cold_by_splice: prng.one_in(4),
     };
     (limits, memory)

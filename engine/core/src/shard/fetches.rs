@@ -206,6 +206,9 @@ impl<P: Platform, C> Core<P, C> {
             mode: choose(facts),
             pieces: Vec::new(),
         };
+        if request.mode != Some(Mode::ReadSend) {
+            self.read_ahead(partition, index, start, stream.end, stream.mode);
+        }
         let Some(fetch) = self.fetches.get_mut(id) else { return Progress::Waiting };
         fetch.state = FetchState::Streaming(stream);
         self.stats.fetches += 1;

@@ -6,6 +6,7 @@
 //! is bounded: commits and reads by what may be in flight, sends by
 //! [`crate::limits::TURN_SEND_BYTES`]. Does not do I/O, does not read the clock.
 
+mod ahead;
 mod appends;
 mod closing;
 mod conn;
@@ -29,6 +30,7 @@ use crate::message::{PartitionId, Reply, Ticket, Watermarks};
 use crate::ops::{ConnId, Event, Now, Ops};
 use crate::platform::Platform;
 use crate::service::Service;
+use crate::shard::ahead::Places;
 use crate::shard::conn::Conn;
 use crate::shard::fetches::ParkTimer;
 use crate::shard::reads::Reads;
@@ -93,6 +95,7 @@ pub(crate) struct Core<P: Platform, C> {
     woken: Vec<FetchId>,
     reads: Reads,
     scheduler: Scheduler,
+    places: Places,
     conns: Vec<Option<Box<Conn<P, C>>>>,
     sendable: VecDeque<ConnId>,
     /// Connections whose `sendfile` waits for a segment's file.
@@ -137,6 +140,7 @@ impl<P: Platform, S: Service> Shard<P, S> {
             woken: Vec::with_capacity(limits.fetches_max as usize),
             scheduler: Scheduler::new(),
             reads: Reads::with_capacity(limits.fetches_max as usize),
+            places: Places::new(),
             conns,
             sendable: VecDeque::with_capacity(limits.connections_max as usize),
             waiting_for_file: Vec::new(),

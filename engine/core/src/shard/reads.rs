@@ -46,6 +46,11 @@ impl Reads {
     pub(super) fn with_capacity(capacity: usize) -> Self {
         Self { queue: VecDeque::with_capacity(capacity), in_flight_len: ByteCount::ZERO }
     }
+
+    /// Bytes in flight or waiting, each waiting read counted as one of `read_len`.
+    pub(super) fn pending_len(&self, read_len: ByteCount) -> u64 {
+        self.in_flight_len.get() + self.queue.len() as u64 * read_len.get()
+    }
 }
 
 /// What became of a queued read.
@@ -73,6 +78,11 @@ impl<P: Platform, C> Core<P, C> {
         let wanted = self.limits.cold_read_len.min(self.memory.tail_chunk_len_max().max(CHUNK_LEN_MIN));
         let mut at = position;
         while at < until {
+            // Reading it again would take it from those who wait to send it.
+            if self.memory.cache.is_resident(uid, at) {
+                at = at.align_down(CHUNK_LEN_MIN.get()).plus(CHUNK_LEN_MIN);
+                continue;
+            }
             let mut len = wanted;
             let entry = loop {
                 let start = at.align_down(len.get());
