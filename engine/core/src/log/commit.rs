@@ -40,8 +40,14 @@ impl<P: Platform> Partition<P> {
     }
 
     /// Submits the next commit if there is something to write and nothing in its way. Returns whether it
-    /// did.
-    pub(crate) fn push_commit(&mut self, memory: &mut Memory<P>, now: Now, ops: &mut Ops<P>) -> bool {
+    /// did. A commit of more than one append is no longer than `len_max`.
+    pub(crate) fn push_commit(
+        &mut self,
+        memory: &mut Memory<P>,
+        now: Now,
+        len_max: ByteCount,
+        ops: &mut Ops<P>,
+    ) -> bool {
         if self.in_flight.is_some() || now.mono < self.retry_at {
             return false;
         }
@@ -50,7 +56,7 @@ impl<P: Platform> Partition<P> {
         }
         let Some(&first) = self.pending.front() else { return false };
         let start = self.commit_start(first.uid);
-        let Some(end) = self.commit_end(first.uid, start) else { return false };
+        let Some(end) = self.commit_end(first.uid, start, len_max) else { return false };
         let Some(index) = self.segment_index(first.uid) else { return false };
         let Some(file) = self.segments[index].file().cloned() else { return false };
         let Some(write) = self.build_write(memory, file, start, end) else { return false };
@@ -59,15 +65,19 @@ impl<P: Platform> Partition<P> {
         true
     }
 
-    /// The last accepted append that fits one commit and the reserved blocks.
-    fn commit_end(&self, uid: SegmentUid, start: Position) -> Option<LogPoint> {
+    /// The last accepted append that fits one commit and the reserved blocks; the first may be longer than `len_max`.
+    fn commit_end(&self, uid: SegmentUid, start: Position, len_max: ByteCount) -> Option<LogPoint> {
         let index = self.segment_index(uid)?;
         let from = start.align_down(DIRECT_IO_ALIGN);
         let segment = &self.segments[index];
         let free = segment.zeroing.unwrap_or(segment.preallocated).min(segment.preallocated);
         let to = from.plus(COMMIT_LEN_MAX).min(free);
-        let fits = |point: &&LogPoint| point.uid == uid && point.position.align_up(DIRECT_IO_ALIGN) <= to;
-        self.pending.iter().take_while(fits).last().copied()
+        let fits = |point: &LogPoint| point.uid == uid && point.position.align_up(DIRECT_IO_ALIGN) <= to;
+        let first = *self.pending.front().filter(|point| fits(point))?;
+        let short = from.plus(len_max);
+        let more = self.pending.iter().skip(1);
+        let more = more.take_while(|point| fits(point) && point.position.align_up(DIRECT_IO_ALIGN) <= short);
+        Some(more.last().copied().unwrap_or(first))
     }
 
     fn build_write(

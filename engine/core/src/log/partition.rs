@@ -116,6 +116,9 @@ pub(crate) struct Partition<P: Platform> {
     /// The end of the commit in flight.
     pub(crate) in_flight: Option<LogPoint>,
     pub(crate) short_writes: u32,
+    /// When the commit in flight was submitted, and how many cold reads had begun by then; `None` for the latter if
+    /// some were under way.
+    pub(crate) commit_started: (Nanos, Option<u64>),
     /// Mean length of the latest commits, bytes.
     pub(crate) commit_len_mean: u64,
     pub(crate) acks: VecDeque<Ack>,
@@ -154,6 +157,7 @@ impl<P: Platform> Partition<P> {
             pending: VecDeque::new(),
             in_flight: None,
             short_writes: 0,
+            commit_started: (Nanos::ZERO, None),
             commit_len_mean: 0,
             acks: VecDeque::new(),
             waiting: VecDeque::new(),

@@ -138,7 +138,7 @@ impl<P: Platform, S: Service> Shard<P, S> {
             memo: Memo::new(),
             park_timers: BinaryHeap::with_capacity(limits.fetches_max as usize),
             woken: Vec::with_capacity(limits.fetches_max as usize),
-            scheduler: Scheduler::new(),
+            scheduler: Scheduler::new(limits.cold_read_bytes_max, limits.cold_read_len),
             reads: Reads::with_capacity(limits.fetches_max as usize),
             places: Places::new(),
             conns,
@@ -164,20 +164,20 @@ impl<P: Platform, S: Service> Shard<P, S> {
         match event {
             Event::Written { token, result } => {
                 if let Purpose::Commit(id) = Purpose::of(token) {
-                    core.with_partition(id, |core, partition| {
+                    core.with_partition(now, id, |core, partition| {
                         partition.handle_written(&mut core.memory, now, result, ops, &mut core.outcomes);
                     });
                 }
             }
             Event::Synced { token, result } => {
                 if let Purpose::CommitSync(id) = Purpose::of(token) {
-                    core.with_partition(id, |core, partition| {
+                    core.with_partition(now, id, |core, partition| {
                         partition.handle_synced(&mut core.memory, result, &mut core.outcomes);
                     });
                 }
             }
             Event::ReadDone { token, chunk, result } => match Purpose::of(token) {
-                Purpose::TailRead(id) => core.handle_tail_read(id, chunk, result),
+                Purpose::TailRead(id) => core.handle_tail_read(now, id, chunk, result),
                 Purpose::ColdRead(entry, generation) => {
                     core.handle_cold_read(entry, generation, chunk, result, service, now, ops);
                 }
@@ -290,7 +290,7 @@ impl<P: Platform, S: Service> Shard<P, S> {
 impl<P: Platform, C> Core<P, C> {
     /// Runs `f` on a partition, and queues it for the next round if it is still there. Counts commits in
     /// and out of flight, and wakes parked fetches if the high watermark moved.
-    fn with_partition(&mut self, id: PartitionId, f: impl FnOnce(&mut Self, &mut Partition<P>)) {
+    fn with_partition(&mut self, now: Now, id: PartitionId, f: impl FnOnce(&mut Self, &mut Partition<P>)) {
         let Some(mut partition) = self.partitions.take(id) else { return };
         let in_flight = partition.in_flight.is_some();
         let durable = partition.durable;
@@ -301,7 +301,12 @@ impl<P: Platform, C> Core<P, C> {
         if partition.durable.offset > durable.offset {
             self.stats.commits += 1;
             let from = if durable.uid == partition.durable.uid { durable.position.get() } else { 0 };
-            self.stats.committed_len += partition.durable.position.get() - from;
+            let len = partition.durable.position.get() - from;
+            self.stats.committed_len += len;
+            let (started, reads) = partition.commit_started;
+            let quiet = reads == Some(self.stats.cold_reads);
+            let elapsed = now.mono.get().saturating_sub(started.get());
+            self.scheduler.note_committed(now, id, elapsed, len, quiet);
             self.wake_parked(&mut partition);
         }
         self.queue_partition(&mut partition);

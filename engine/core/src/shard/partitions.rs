@@ -215,11 +215,12 @@ impl<P: Platform, C> Core<P, C> {
     /// The last block came back, so that appends can go on behind it.
     pub(super) fn handle_tail_read(
         &mut self,
+        now: Now,
         id: PartitionId,
         chunk: P::Chunk,
         result: Result<usize, Errno>,
     ) {
-        self.with_partition(id, |core, partition| {
+        self.with_partition(now, id, |core, partition| {
             if partition.tail_state != TailState::Reading {
                 return;
             }
@@ -264,8 +265,12 @@ impl<P: Platform, C> Core<P, C> {
             partition.push_upkeep(now, zero, ops);
             self.push_deletion(&mut partition, ops);
             let allowed = self.commits_in_flight < self.limits.commits_in_flight_max;
-            if allowed && partition.push_commit(&mut self.memory, now, ops) {
+            let len_max = self.scheduler.commit_len_max(id, now);
+            if allowed && partition.push_commit(&mut self.memory, now, len_max, ops) {
                 self.commits_in_flight += 1;
+                let quiet = self.reads.are_idle().then_some(self.stats.cold_reads);
+                partition.commit_started = (now.mono, quiet);
+                self.scheduler.note_commit(now);
             }
             let blocked = partition.in_flight.is_none() && !partition.pending.is_empty();
             let retry = now.mono < partition.retry_at;

@@ -1,6 +1,6 @@
 //! Cold reads: bringing what a fetch misses from the device into the read cache, or into a connection's pipe.
 //!
-//! Always holds (I8): no read or fill is submitted while `cold_read_bytes_max` bytes are in flight, so that
+//! Always holds (I8): no read or fill is submitted while the scheduler's budget of bytes is in flight, so that
 //! commits find the device free; every loading entry of the cache has exactly one read queued or in flight.
 
 use std::collections::VecDeque;
@@ -50,6 +50,11 @@ impl Reads {
     /// Bytes in flight or waiting, each waiting read counted as one of `read_len`.
     pub(super) fn pending_len(&self, read_len: ByteCount) -> u64 {
         self.in_flight_len.get() + self.queue.len() as u64 * read_len.get()
+    }
+
+    /// Whether nothing is in flight.
+    pub(super) fn are_idle(&self) -> bool {
+        self.in_flight_len == ByteCount::ZERO
     }
 }
 
@@ -130,7 +135,10 @@ impl<P: Platform, C> Core<P, C> {
         ops: &mut Ops<P>,
     ) {
         for _ in 0..self.reads.queue.len() {
-            if self.reads.in_flight_len >= self.limits.cold_read_bytes_max {
+            let budget = self.scheduler.cold_budget(now);
+            if self.reads.in_flight_len >= budget {
+                // Commits that end give the budget back; if none comes, so does time.
+                self.patience |= budget < self.limits.cold_read_bytes_max;
                 return;
             }
             let load = match self.reads.queue.pop_front() {

@@ -1,10 +1,15 @@
 //! The device scheduler: what beside commits may go to the device, and how much of it.
 //!
-//! Owns the shard's view of its commits: how many bytes a second they bring. Deterministic: time comes in. Does not
-//! queue anything itself.
+//! Three classes. Commits go at once; where several partitions commit, none makes the others wait for a long one.
+//! Cold reads have a budget of bytes in flight, which shrinks while commits take longer than they do without reads
+//! beside them, and grows again as long as they do not. Zeros are written while commits leave the device time.
+//! Always holds: the budget lies between one read and its maximum, but for the moments in which a commit is
+//! timed without reads beside it. Deterministic: time comes in. Does not queue anything itself. Times in ns.
 
+use crate::limits::COMMIT_LEN_MAX;
+use crate::message::PartitionId;
 use crate::ops::Now;
-use crate::types::Nanos;
+use crate::types::{ByteCount, Nanos};
 
 /// The commit rate is measured over this long.
 const RATE_WINDOW_MS: u64 = 20;
@@ -13,17 +18,62 @@ const RATE_WINDOW_MS: u64 = 20;
 /// they wait for, and every zero takes some of it.
 const ZERO_RATE_MAX: u64 = 256_000_000;
 
+/// Longest commit, of more than one append, while another partition commits too: half a millisecond at 1 GB/s.
+const SHARED_COMMIT_LEN_MAX: ByteCount = ByteCount::kib(512);
+
+/// A partition counts as committing for so long after a commit.
+const COMMITTING_MS: u64 = 50;
+
+/// Cold reads have all of their budget when no commit was submitted or has ended for so long.
+const COMMITS_IDLE_MS: u64 = 100;
+
+/// After so many commits beside cold reads, one is timed without them.
+const COMMITS_PER_PROBE: u32 = 64;
+
+/// Cold reads wait at most so long for that commit.
+const PROBE_MS_MAX: u64 = 10;
+
+/// How many commits weigh in the mean time of those without reads beside them.
+const QUIET_COMMITS_IN_MEAN: u64 = 8;
+
+/// A commit is expected to take one more nanosecond per byte: 1 GB/s.
+const NS_PER_BYTE: u64 = 1;
+
 /// See the module documentation.
 pub(super) struct Scheduler {
     window_start: Nanos,
     committed_then: u64,
     /// Bytes per second in the last window.
     rate: u64,
+    /// The partitions that committed last, and when.
+    committing: [(Option<PartitionId>, Nanos); 2],
+    /// When a commit was submitted or has ended.
+    last_commit: Nanos,
+    budget: u64,
+    budget_max: u64,
+    read_len: u64,
+    /// What a commit takes without cold reads beside it, its length left out.
+    quiet_ns: Option<u64>,
+    commits_since_quiet: u32,
+    /// Since when cold reads wait for a commit to be timed without them.
+    probing_since: Option<Nanos>,
 }
 
 impl Scheduler {
-    pub(super) fn new() -> Self {
-        Self { window_start: Nanos::ZERO, committed_then: 0, rate: 0 }
+    pub(super) fn new(budget_max: ByteCount, read_len: ByteCount) -> Self {
+        Self {
+            window_start: Nanos::ZERO,
+            committed_then: 0,
+            rate: 0,
+            committing: [(None, Nanos::ZERO); 2],
+            last_commit: Nanos::ZERO,
+            budget: budget_max.get(),
+            budget_max: budget_max.get(),
+            read_len: read_len.get().min(budget_max.get()),
+            quiet_ns: None,
+            commits_since_quiet: COMMITS_PER_PROBE - 1,
+            probing_since: None,
+        }
     }
 
     /// Takes note of the time and of all bytes committed until now. Call it once a turn.
@@ -38,6 +88,67 @@ impl Scheduler {
         }
     }
 
+    /// A commit was submitted.
+    pub(super) fn note_commit(&mut self, now: Now) {
+        self.last_commit = now.mono;
+    }
+
+    /// A commit of `len` bytes has ended `elapsed` after it was submitted; `quiet` if no cold read was under way
+    /// meanwhile.
+    pub(super) fn note_committed(&mut self, now: Now, id: PartitionId, elapsed: u64, len: u64, quiet: bool) {
+        self.last_commit = now.mono;
+        if self.committing[0].0 != Some(id) {
+            self.committing[1] = self.committing[0];
+        }
+        self.committing[0] = (Some(id), now.mono);
+        let for_len = len.saturating_mul(NS_PER_BYTE);
+        if quiet {
+            let fixed = elapsed.saturating_sub(for_len);
+            let mean = self.quiet_ns.unwrap_or(fixed);
+            let weight = QUIET_COMMITS_IN_MEAN - 1;
+            self.quiet_ns = Some((mean.saturating_mul(weight).saturating_add(fixed)) / QUIET_COMMITS_IN_MEAN);
+            self.commits_since_quiet = 0;
+            self.probing_since = None;
+            return;
+        }
+        self.commits_since_quiet = self.commits_since_quiet.saturating_add(1);
+        if self.commits_since_quiet >= COMMITS_PER_PROBE && self.probing_since.is_none() {
+            self.probing_since = Some(now.mono);
+        }
+        let Some(quiet_ns) = self.quiet_ns else { return };
+        let expected = quiet_ns.saturating_add(for_len);
+        if elapsed > expected.saturating_add(expected / 2) {
+            self.budget = (self.budget / 2).max(self.read_len);
+        } else {
+            self.budget = (self.budget + self.read_len / 8).min(self.budget_max);
+        }
+    }
+
+    /// Bytes of cold reads that may be in flight before one more is submitted.
+    pub(super) fn cold_budget(&mut self, now: Now) -> ByteCount {
+        let since = |at: Nanos| now.mono.get().saturating_sub(at.get());
+        if since(self.last_commit) >= COMMITS_IDLE_MS * 1_000_000 || self.last_commit == Nanos::ZERO {
+            return ByteCount::new(self.budget_max);
+        }
+        match self.probing_since {
+            Some(begun) if since(begun) < PROBE_MS_MAX * 1_000_000 => ByteCount::ZERO,
+            Some(_) => {
+                self.probing_since = None;
+                self.commits_since_quiet = 0;
+                ByteCount::new(self.budget)
+            }
+            None => ByteCount::new(self.budget),
+        }
+    }
+
+    /// How long a commit of more than one append may be.
+    pub(super) fn commit_len_max(&self, id: PartitionId, now: Now) -> ByteCount {
+        let [last, before] = self.committing;
+        let (other, at) = if last.0 == Some(id) { before } else { last };
+        let recent = now.mono.get().saturating_sub(at.get()) < COMMITTING_MS * 1_000_000;
+        if other.is_some() && recent { SHARED_COMMIT_LEN_MAX } else { COMMIT_LEN_MAX }
+    }
+
     /// Whether the device has time for zeros ahead of the writers.
     pub(super) fn allows_zeros(&self) -> bool {
         self.rate <= ZERO_RATE_MAX
@@ -49,6 +160,13 @@ mod tests {
     use super::*;
     use crate::types::Timestamp;
 
+    const READ: u64 = 256 << 10;
+    const ID: PartitionId = PartitionId(1);
+
+    fn scheduler() -> Scheduler {
+        Scheduler::new(ByteCount::new(64 * READ), ByteCount::new(READ))
+    }
+
     fn at(ms: u64) -> Now {
         Now { mono: Nanos::ZERO.plus_millis(ms), wall: Timestamp::new(0) }
     }
@@ -56,7 +174,7 @@ mod tests {
     /// Zeros stop within a window of commits coming faster than the limit, and go on when they have slowed down.
     #[test]
     fn zeros_make_way_for_fast_commits() {
-        let mut scheduler = Scheduler::new();
+        let mut scheduler = scheduler();
         assert!(scheduler.allows_zeros());
         scheduler.observe(at(1000), 0);
         let limit = ZERO_RATE_MAX * RATE_WINDOW_MS / 1000;
@@ -68,5 +186,71 @@ mod tests {
         assert!(!scheduler.allows_zeros(), "the window is not over");
         scheduler.observe(at(1000 + 3 * RATE_WINDOW_MS), 2 * limit + RATE_WINDOW_MS);
         assert!(scheduler.allows_zeros());
+    }
+
+    /// Commits that take twice their time beside reads bring the budget down to one read; it comes back while they
+    /// take no longer than alone, and at once when there are none.
+    #[test]
+    fn the_budget_follows_the_commits() {
+        let mut scheduler = scheduler();
+        assert_eq!(scheduler.cold_budget(at(1000)).get(), 64 * READ);
+        scheduler.note_committed(at(1000), ID, 200_000 + 4096, 4096, true);
+        assert_eq!(scheduler.cold_budget(at(1000)).get(), 64 * READ);
+        for _ in 0..6 {
+            scheduler.note_committed(at(1001), ID, 2 * (200_000 + 4096), 4096, false);
+        }
+        assert_eq!(scheduler.cold_budget(at(1001)).get(), READ);
+        scheduler.note_committed(at(1001), ID, u64::MAX, 4096, false);
+        assert_eq!(scheduler.cold_budget(at(1001)).get(), READ, "never less than one read");
+        for _ in 0..16 {
+            scheduler.note_committed(at(1002), ID, 200_000 + 4096, 4096, false);
+        }
+        assert_eq!(scheduler.cold_budget(at(1002)).get(), 3 * READ);
+        assert_eq!(scheduler.cold_budget(at(1002 + COMMITS_IDLE_MS - 1)).get(), 3 * READ);
+        assert_eq!(scheduler.cold_budget(at(1002 + COMMITS_IDLE_MS)).get(), 64 * READ);
+    }
+
+    /// Long commits are compared with what their length lets expect.
+    #[test]
+    fn a_long_commit_may_take_longer() {
+        let mut scheduler = scheduler();
+        scheduler.note_committed(at(1000), ID, 204_096, 4096, true);
+        scheduler.note_committed(at(1000), ID, 1_200_000, 1 << 20, false);
+        assert_eq!(scheduler.cold_budget(at(1000)).get(), 64 * READ);
+    }
+
+    /// Reads pause until one commit has been timed without them, or for the longest time they wait.
+    #[test]
+    fn a_probe_ends_with_a_quiet_commit_or_with_time() {
+        let mut scheduler = scheduler();
+        scheduler.note_committed(at(1000), ID, 204_096, 4096, false);
+        assert_eq!(scheduler.cold_budget(at(1000)).get(), 0, "nothing is known yet");
+        scheduler.note_committed(at(1001), ID, 204_096, 4096, true);
+        assert_eq!(scheduler.cold_budget(at(1001)).get(), 64 * READ);
+        for _ in 0..COMMITS_PER_PROBE - 1 {
+            scheduler.note_committed(at(1002), ID, 204_096, 4096, false);
+        }
+        assert_eq!(scheduler.cold_budget(at(1002)).get(), 64 * READ);
+        scheduler.note_committed(at(1002), ID, 204_096, 4096, false);
+        assert_eq!(scheduler.cold_budget(at(1002)).get(), 0);
+        assert_eq!(scheduler.cold_budget(at(1002 + PROBE_MS_MAX - 1)).get(), 0);
+        assert_eq!(scheduler.cold_budget(at(1002 + PROBE_MS_MAX)).get(), 64 * READ);
+    }
+
+    /// A partition that commits alone may take all it wants; beside another one it may not.
+    #[test]
+    fn commits_are_short_while_others_commit() {
+        let mut scheduler = scheduler();
+        assert_eq!(scheduler.commit_len_max(ID, at(1000)), COMMIT_LEN_MAX);
+        scheduler.note_committed(at(1000), ID, 1, 1, true);
+        scheduler.note_committed(at(1000), ID, 1, 1, true);
+        assert_eq!(scheduler.commit_len_max(ID, at(1001)), COMMIT_LEN_MAX, "alone");
+        let other = PartitionId(2);
+        assert_eq!(scheduler.commit_len_max(other, at(1001)), SHARED_COMMIT_LEN_MAX);
+        scheduler.note_committed(at(1002), other, 1, 1, true);
+        assert_eq!(scheduler.commit_len_max(ID, at(1002)), SHARED_COMMIT_LEN_MAX);
+        scheduler.note_committed(at(1003), ID, 1, 1, true);
+        assert_eq!(scheduler.commit_len_max(ID, at(1002 + COMMITTING_MS - 1)), SHARED_COMMIT_LEN_MAX);
+        assert_eq!(scheduler.commit_len_max(ID, at(1002 + COMMITTING_MS)), COMMIT_LEN_MAX);
     }
 }
