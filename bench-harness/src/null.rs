@@ -12,7 +12,7 @@ use rohrpost_engine_core::fetch::Mode;
 use rohrpost_engine_core::limits::ShardLimits;
 use rohrpost_engine_core::log::step::{Step, StepOutput};
 use rohrpost_engine_core::log::{LogConfig, LogDir, LogDirOptions, WriteMode};
-use rohrpost_engine_core::message::{PartitionId, Reply, Request, Ticket};
+use rohrpost_engine_core::message::{PartitionId, Reply, Request, ShardId, Ticket};
 use rohrpost_engine_core::ops::{DiskOp, Event, NetOp, Now, Ops, Read, SendPart};
 use rohrpost_engine_core::platform::{Chunk, Platform};
 use rohrpost_engine_core::service::Service;
@@ -82,6 +82,12 @@ impl<S: Service> NullRig<S> {
             log_dir,
             tickets: 0,
         })
+    }
+
+    /// The same shard as number `me` of `count`: letters to the others are in [`Self::ops`].
+    #[must_use]
+    pub fn among(self, me: ShardId, count: u16) -> Self {
+        Self { shard: self.shard.among(me, count), ..self }
     }
 
     /// Settings of a partition for any file system, that keep records of any age.

@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use rohrpost_engine_core::error::PartitionError;
 use rohrpost_engine_core::log::step::Step;
 use rohrpost_engine_core::log::{LogDir, LogDirOptions};
+use rohrpost_engine_core::message::ShardId;
 use rohrpost_engine_core::ops::Driver;
 use rohrpost_engine_core::service::Service;
 use rohrpost_engine_core::shard::Shard;
@@ -40,6 +41,9 @@ pub enum DriverInUse {
         reason: String,
     },
 }
+
+/// Most shards of one engine; more cores than any machine we know has.
+const SHARDS_MAX: usize = 1024;
 
 type ShardThread = JoinHandle<Result<ShardEnd, String>>;
 
@@ -192,9 +196,8 @@ fn check(options: &EngineOptions) -> Result<(), StartError> {
     if options.cores.is_empty() {
         return invalid("cores", "is empty; an engine needs at least one shard".to_owned());
     }
-    if options.listen.is_some() && options.cores.len() > 1 {
-        let reason = "a service listens on one shard; start one engine shard, or use handles".to_owned();
-        return invalid("cores", reason);
+    if options.cores.len() > SHARDS_MAX {
+        return invalid("cores", format!("names {} shards; at most {SHARDS_MAX}", options.cores.len()));
     }
     for core in options.cores.iter().flatten() {
         if !cpu::allowed().contains(core) {
@@ -264,9 +267,15 @@ impl Starter<'_> {
             .map_err(|source| StartError::System { action: "start helper threads".to_owned(), source })
     }
 
-    fn inbox<P: LinuxPlatform>(&self) -> Result<Inbox<P>, StartError> {
-        Inbox::new(self.options.requests_max)
-            .map_err(|source| StartError::System { action: "create a shard's inbox".to_owned(), source })
+    /// One inbox for each shard, connected.
+    fn inboxes<P: LinuxPlatform>(&self) -> Result<Vec<Inbox<P>>, StartError> {
+        let new = |_| Inbox::new(self.options.requests_max);
+        let mut inboxes: Vec<_> =
+            self.options.cores.iter().map(new).collect::<Result<_, _>>().map_err(|source| {
+                StartError::System { action: "create a shard's inbox".to_owned(), source }
+            })?;
+        Inbox::connect(&mut inboxes);
+        Ok(inboxes)
     }
 
     /// The listener, for a driver that may fail to start.
@@ -311,8 +320,9 @@ impl Starter<'_> {
     {
         let helper = self.helper::<D::Platform>()?;
         let mut started = Started::default();
-        for (index, &core) in self.options.cores.iter().enumerate() {
-            let inbox = self.inbox()?;
+        let count = self.options.cores.len() as u16;
+        for (index, inbox) in self.inboxes()?.into_iter().enumerate() {
+            let core = self.options.cores[index];
             let waiters = Waiters::default();
             let stats = Arc::new(OnceLock::new());
             let requests = Arc::new(inbox.mailbox());
@@ -326,6 +336,7 @@ impl Starter<'_> {
             let (limits, service, make) = (self.options.limits.clone(), service(index), make.clone());
             let thread = spawn(Place { index, core, waiters }, Arc::clone(&helper), move || {
                 let shard = Shard::new(limits.clone(), LinuxArena::new(limits.slabs_max()), service);
+                let shard = shard.among(ShardId(index as u16), count);
                 let (driver, driver_stats) = make(ends)?;
                 let _ = stats.set(driver_stats);
                 Ok((driver, shard))

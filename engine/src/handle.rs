@@ -9,7 +9,7 @@ use rohrpost_engine_core::error::{AppendError, FetchError, PartitionError};
 use rohrpost_engine_core::fetch::FetchRequest;
 use rohrpost_engine_core::format::names::TopicPartition;
 use rohrpost_engine_core::log::LogConfig;
-use rohrpost_engine_core::message::{Appended, PartitionId, Request, Ticket, Watermarks};
+use rohrpost_engine_core::message::{Appended, PartitionId, Request, ShardId, Ticket, Watermarks};
 use rohrpost_engine_core::types::{ByteCount, Offset};
 use rohrpost_engine_linux::inbox::RequestRefused;
 use rohrpost_engine_linux::stats::DriverStats;
@@ -127,7 +127,9 @@ impl Handle {
         config: LogConfig,
     ) -> (Partition, Pending<Result<Watermarks, RequestError<PartitionError>>>) {
         let id = PartitionId(self.0.next_id.fetch_add(1, Ordering::Relaxed));
-        let link = self.0.shards[id.0 as usize % self.0.shards.len()].clone();
+        // `check` in the engine bounds how many there are.
+        let owner = ShardId::owner(id, self.0.shards.len() as u16);
+        let link = self.0.shards[usize::from(owner.0)].clone();
         let request = Request::Open { partition: id, name: name.clone(), config };
         let (_, pending) = link.send(request, |answer| match answer {
             Some(Answer::Opened(result)) => result.map_err(RequestError::Refused),

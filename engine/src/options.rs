@@ -33,8 +33,8 @@ pub struct EngineOptions {
     pub cores: Vec<Option<usize>>,
     /// Sizes of each shard.
     pub limits: ShardLimits,
-    /// Where the service listens; needs exactly one shard. Port 0 takes a free one, see
-    /// [`crate::Engine::local_addr`].
+    /// Where the service listens, on every shard: a connection stays with the shard that accepts it, and may
+    /// use every partition. Port 0 takes a free one, see [`crate::Engine::local_addr`].
     pub listen: Option<SocketAddr>,
     /// TCP congestion control of accepted connections, for example `cubic`; `None` leaves the host's.
     pub congestion_control: Option<String>,

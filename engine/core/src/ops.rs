@@ -9,7 +9,7 @@ use arrayvec::ArrayVec;
 
 use crate::disk::Errno;
 use crate::log::step::{Step, StepOutput};
-use crate::message::{Reply, Request, Ticket};
+use crate::message::{Letter, Reply, Request, ShardId, Ticket};
 use crate::platform::Platform;
 use crate::types::{ByteCount, Nanos, Position, Timestamp};
 
@@ -200,6 +200,8 @@ pub struct Ops<P: Platform> {
     pub steps: Vec<(Token, Box<Step<P>>)>,
     /// Handed to whoever sent the request.
     pub replies: Vec<(Ticket, Reply<P>)>,
+    /// Brought to other shards of the engine, in order; dropped where the shard has ended.
+    pub to_shards: Vec<(ShardId, Letter<P>)>,
     /// Whether another slab is wanted; answered by [`Event::Grown`] or [`Event::GrowFailed`].
     pub grow: bool,
 }
@@ -212,6 +214,7 @@ impl<P: Platform> Ops<P> {
             net: Vec::with_capacity(capacity),
             steps: Vec::with_capacity(capacity),
             replies: Vec::with_capacity(capacity),
+            to_shards: Vec::with_capacity(capacity),
             grow: false,
         }
     }
@@ -222,6 +225,7 @@ impl<P: Platform> Ops<P> {
             && self.net.is_empty()
             && self.steps.is_empty()
             && self.replies.is_empty()
+            && self.to_shards.is_empty()
             && !self.grow
     }
 }
@@ -307,6 +311,10 @@ pub enum Event<P: Platform> {
     Closed(ConnId),
     /// A request from a handle.
     Request(Ticket, Request),
+    /// A letter from another shard.
+    Letter(ShardId, Letter<P>),
+    /// Another shard has ended; nothing comes from it any more.
+    ShardEnded(ShardId),
 }
 
 /// A turn's time, read once.

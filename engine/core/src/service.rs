@@ -88,7 +88,8 @@ pub trait Service: Sized + Send + 'static {
         None
     }
 
-    /// A partition has become available on this shard.
+    /// A partition has become available. Called on every shard, whichever owns the partition, before whoever has
+    /// opened it learns that it is open.
     fn handle_opened(&mut self, partition: PartitionId, name: &TopicPartition) {
         let _ = (partition, name);
     }
@@ -102,10 +103,10 @@ pub trait Service: Sized + Send + 'static {
 /// What a service may do with its shard in [`Service::turn`].
 pub trait Access {
     /// Appends batches. `Ok` means accepted: [`Service::handle_appended`] follows. `Err(Busy)` means
-    /// there is no room at the moment.
+    /// there is no room at the moment. Batches for another shard's partition are copied once more.
     fn append(&mut self, partition: PartitionId, batches: &[u8], tag: u64) -> Result<(), AppendError>;
 
-    /// Where the log begins and ends.
+    /// Where the log begins and ends; `None` for partitions of other shards.
     fn watermarks(&self, partition: PartitionId) -> Option<Watermarks>;
 }
 

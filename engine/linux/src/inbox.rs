@@ -1,11 +1,12 @@
 //! A shard's inbox: what other threads bring to it.
 //!
-//! Helper threads post what their work brought, handles post requests; the shard's driver drains both
-//! once a turn. Posting wakes the shard through an eventfd, but only when it is parked: a running shard
+//! Helper threads post what their work brought, handles post requests, other shards post letters; the
+//! shard's driver drains them once a turn. Posting wakes the shard through an eventfd, but only when it is parked: a running shard
 //! looks by itself. The queue keeps its capacity, so that posting does not allocate after warm-up.
 //!
 //! Always holds: a message posted before the shard parks is seen before it waits, one posted after
-//! makes the eventfd readable.
+//! makes the eventfd readable. When an inbox is dropped, every shard it is connected to learns that this one
+//! has ended, after everything this one has sent.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rohrpost_engine_core::disk::Errno;
 use rohrpost_engine_core::log::step::StepOutput;
-use rohrpost_engine_core::message::{Reply, Request, Ticket};
+use rohrpost_engine_core::message::{Letter, Reply, Request, ShardId, Ticket};
 use rohrpost_engine_core::ops::{Event, Token};
 use rohrpost_engine_core::platform::Platform;
 use rohrpost_engine_core::types::ByteCount;
@@ -33,6 +34,8 @@ pub(crate) enum Message<P: Platform> {
     /// A batch of lent pages has been replaced: the driver looks which.
     PagesReplaced,
     Request(Ticket, Request),
+    Letter(ShardId, Letter<P>),
+    ShardEnded(ShardId),
 }
 
 impl<P: Platform> Message<P> {
@@ -47,6 +50,8 @@ impl<P: Platform> Message<P> {
             Message::GrowFailed(errno) => Event::GrowFailed(errno),
             Message::PagesReplaced => return None,
             Message::Request(ticket, request) => Event::Request(ticket, request),
+            Message::Letter(from, letter) => Event::Letter(from, letter),
+            Message::ShardEnded(shard) => Event::ShardEnded(shard),
         })
     }
 }
@@ -150,6 +155,9 @@ pub struct Inbox<P: Platform> {
     shared: Arc<Shared<P>>,
     /// Exchanged with the queue's vector at every drain, so that neither ever shrinks.
     taken: Vec<Message<P>>,
+    /// This shard's number, and the mailboxes of all, by number.
+    me: ShardId,
+    shards: Vec<Mailbox<P>>,
 }
 
 impl<P: Platform> Inbox<P> {
@@ -162,7 +170,27 @@ impl<P: Platform> Inbox<P> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let queue = Mutex::new(Queue { messages: Vec::new(), requests: 0, open: true });
         let shared = Arc::new(Shared { queue, parked: AtomicBool::new(false), wake, requests_max });
-        Ok(Self { shared, taken: Vec::new() })
+        Ok(Self { shared, taken: Vec::new(), me: ShardId(0), shards: Vec::new() })
+    }
+
+    /// Makes inboxes those of the shards of one engine, numbered in their order.
+    pub fn connect(inboxes: &mut [Self]) {
+        let shards: Vec<_> = inboxes.iter().map(Self::mailbox).collect();
+        for (index, inbox) in inboxes.iter_mut().enumerate() {
+            inbox.me = ShardId(index as u16);
+            inbox.shards.clone_from(&shards);
+        }
+    }
+
+    /// Brings letters to other shards, and empties `letters`. Those to a shard that has ended are dropped: it
+    /// has said so, or is about to.
+    pub fn send(&self, letters: &mut Vec<(ShardId, Letter<P>)>) {
+        for (to, letter) in letters.drain(..) {
+            match self.shards.get(usize::from(to.0)) {
+                Some(mailbox) => mailbox.post(Message::Letter(self.me, letter)),
+                None => debug_assert!(false, "{to:?} of {} shards", self.shards.len()),
+            }
+        }
     }
 
     /// A sending end.
@@ -211,6 +239,11 @@ impl<P: Platform> Drop for Inbox<P> {
         let left = std::mem::take(&mut queue.messages);
         drop(queue);
         drop(left);
+        for (index, mailbox) in self.shards.iter().enumerate() {
+            if index != usize::from(self.me.0) {
+                mailbox.post(Message::ShardEnded(self.me));
+            }
+        }
     }
 }
 

@@ -8,14 +8,27 @@ use crate::cache::{NONE, SegmentUid};
 use crate::error::FetchError;
 use crate::fetch::{FetchOutcome, FetchRequest, Mode};
 use crate::log::partition::Origin;
+use crate::message::{CallId, ShardId, Source};
 use crate::platform::Platform;
-use crate::types::{Nanos, Position};
+use crate::types::{ByteCount, Nanos, Position};
 
 /// Names a fetch and its slot's generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FetchId {
     pub(crate) index: u32,
     pub(crate) generation: u32,
+}
+
+impl From<FetchId> for CallId {
+    fn from(id: FetchId) -> Self {
+        Self { index: id.index, generation: id.generation }
+    }
+}
+
+impl From<CallId> for FetchId {
+    fn from(id: CallId) -> Self {
+        Self { index: id.index, generation: id.generation }
+    }
 }
 
 /// How far a fetch has come.
@@ -30,6 +43,10 @@ pub(crate) enum FetchState<P: Platform> {
     Locating { uid: SegmentUid, at: Position },
     /// Planned: `[at, end)` is still to be handed over.
     Streaming(Stream<P>),
+    /// Another shard has been asked to plan it.
+    Asked { owner: ShardId },
+    /// Another shard has planned it.
+    Foreign(Foreign<P>),
     /// Nobody wants the answer any more.
     Cancelled,
 }
@@ -45,6 +62,18 @@ pub(crate) struct Stream<P: Platform> {
     pub(crate) pieces: Vec<P::Lease>,
 }
 
+/// The rest of a fetch that another shard has planned.
+pub(crate) struct Foreign<P: Platform> {
+    pub(crate) owner: ShardId,
+    /// Bytes that have not been handed to the socket yet.
+    pub(crate) left: ByteCount,
+    pub(crate) len: ByteCount,
+    pub(crate) mode: Mode,
+    pub(crate) source: Source<P>,
+    /// More bytes are on their way from the owner.
+    pub(crate) pulled: bool,
+}
+
 /// One fetch.
 pub(crate) struct Fetch<P: Platform> {
     pub(crate) generation: u32,
@@ -57,18 +86,40 @@ pub(crate) struct Fetch<P: Platform> {
     pub(crate) next_waiter: u32,
     /// A read it waited for has failed.
     pub(crate) failure: Option<FetchError>,
+    /// The shard that asked for it waits for bytes.
+    pub(crate) owed: bool,
 }
+
+impl<P: Platform> Fetch<P> {
+    /// The shard that plans it, if that is another one.
+    pub(crate) fn owner(&self) -> Option<ShardId> {
+        match &self.state {
+            FetchState::Asked { owner } => Some(*owner),
+            FetchState::Foreign(foreign) => Some(foreign.owner),
+            _ => None,
+        }
+    }
+}
+
+/// A fetch that nobody wants any more and its owner does not know it: owner, its name here and there.
+pub(crate) type CancelledCall = (ShardId, CallId, Option<CallId>);
 
 /// All fetches of a shard. Does not allocate within its capacity.
 pub(crate) struct Fetches<P: Platform> {
     slots: Vec<Fetch<P>>,
     free: Vec<u32>,
     max: u32,
+    cancelled: Vec<CancelledCall>,
 }
 
 impl<P: Platform> Fetches<P> {
     pub(crate) fn new(max: u32) -> Self {
-        Self { slots: Vec::with_capacity(max as usize), free: Vec::with_capacity(max as usize), max }
+        Self {
+            slots: Vec::with_capacity(max as usize),
+            free: Vec::with_capacity(max as usize),
+            max,
+            cancelled: Vec::new(),
+        }
     }
 
     /// A slot for a request; `None` at the limit.
@@ -90,6 +141,7 @@ impl<P: Platform> Fetches<P> {
                     waiting: false,
                     next_waiter: NONE,
                     failure: None,
+                    owed: false,
                 });
                 self.slots.len() as u32 - 1
             }
@@ -101,6 +153,7 @@ impl<P: Platform> Fetches<P> {
         fetch.deadline = deadline;
         fetch.state = FetchState::New;
         fetch.failure = None;
+        fetch.owed = false;
         Some(FetchId { index, generation: fetch.generation })
     }
 
@@ -131,9 +184,28 @@ impl<P: Platform> Fetches<P> {
             fetch.state = FetchState::Cancelled;
             return;
         }
-        fetch.state = FetchState::Free;
+        let cancelled = match std::mem::replace(&mut fetch.state, FetchState::Free) {
+            FetchState::Asked { owner } => Some((owner, id.into(), None)),
+            FetchState::Foreign(Foreign {
+                owner,
+                source: Source::Memory { plan: Some(plan), .. },
+                left,
+                ..
+            }) if left > ByteCount::ZERO => Some((owner, id.into(), Some(plan))),
+            FetchState::Foreign(Foreign { owner, source: Source::File { plan: Some(plan), .. }, .. }) => {
+                Some((owner, id.into(), Some(plan)))
+            }
+            _ => None,
+        };
+        self.cancelled.extend(cancelled);
+        let fetch = &mut self.slots[id.index as usize];
         fetch.generation = fetch.generation.wrapping_add(1);
         self.free.push(id.index);
+    }
+
+    /// The next fetch to be taken back from its owner.
+    pub(crate) fn pop_cancelled(&mut self) -> Option<CancelledCall> {
+        self.cancelled.pop()
     }
 
     /// Ids of every fetch that is under way and not cancelled; for shutdown and deletion, not for every turn.

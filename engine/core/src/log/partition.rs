@@ -21,7 +21,7 @@ use crate::log::segment::{Prepared, Segment, SegmentFile, SegmentState};
 use crate::log::step::{OpenedLog, Step};
 use crate::log::tail::Tail;
 use crate::memory::Memory;
-use crate::message::{Appended, PartitionId, Ticket, Watermarks};
+use crate::message::{Appended, CallId, PartitionId, ShardId, Ticket, Watermarks};
 use crate::ops::{ConnId, Ops};
 use crate::platform::{CHUNK_LEN_MIN, Platform};
 use crate::token::StepKind;
@@ -36,6 +36,8 @@ pub(crate) enum Origin {
     Frame { conn: ConnId, sequence: u64, tag: u64 },
     /// The service itself.
     Service { tag: u64 },
+    /// Another shard, and its name for the request.
+    Shard { shard: ShardId, call: CallId },
 }
 
 /// An append that is in the log's memory and waits for the device.

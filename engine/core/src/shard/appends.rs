@@ -1,5 +1,7 @@
 //! Appends: from whoever asks to a partition's tail, and the acknowledgement back.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 
 use crate::error::AppendError;
@@ -11,11 +13,14 @@ use crate::platform::Platform;
 use crate::service::{Access, Service};
 use crate::shard::Core;
 use crate::shard::conn::AnswerState;
+use crate::shard::remote::Away;
 
-/// The batches of an append: borrowed where they can be placed at once, owned where they may wait.
+/// The batches of an append: borrowed where they can be placed at once, owned where they may wait, lent with
+/// their memory by another shard.
 pub(super) enum Batches<'a> {
     Borrowed(&'a [u8]),
     Owned(Bytes),
+    Lent(&'a mut Vec<u8>, Range<usize>),
 }
 
 impl Batches<'_> {
@@ -23,6 +28,7 @@ impl Batches<'_> {
         match self {
             Batches::Borrowed(bytes) => bytes,
             Batches::Owned(bytes) => bytes,
+            Batches::Lent(frame, range) => &frame[range.clone()],
         }
     }
 
@@ -30,6 +36,7 @@ impl Batches<'_> {
         match self {
             Batches::Borrowed(bytes) => Bytes::copy_from_slice(bytes),
             Batches::Owned(bytes) => bytes,
+            Batches::Lent(frame, range) => Bytes::from(std::mem::take(frame)).slice(range),
         }
     }
 }
@@ -44,6 +51,15 @@ pub(super) struct ShardAccess<'a, P: Platform, C> {
 impl<P: Platform, C> Access for ShardAccess<'_, P, C> {
     fn append(&mut self, partition: PartitionId, batches: &[u8], tag: u64) -> Result<(), AppendError> {
         let core = &mut *self.core;
+        if let Some(owner) = core.peers.owner_of(partition) {
+            let away = Away { owner, partition, batches: 0..batches.len(), origin: Origin::Service { tag } };
+            if core.peers.are_scarce() {
+                core.patience = true;
+                return Err(AppendError::Busy);
+            }
+            core.copy_away(away, batches);
+            return Ok(());
+        }
         let Some(target) = core.partitions.get_mut(partition) else {
             return Err(AppendError::UnknownPartition);
         };
@@ -184,6 +200,7 @@ impl<P: Platform, C> Core<P, C> {
                     }
                     self.queue_conn(conn);
                 }
+                Origin::Shard { shard, call } => self.peers.push_appended(shard, call, outcome),
             }
         }
         // Nobody appends while outcomes are delivered; keep the larger buffer.

@@ -8,6 +8,7 @@ use crate::service::{Answer, Frame, Service};
 use crate::shard::Core;
 use crate::shard::appends::Batches;
 use crate::shard::conn::{AnswerState, Conn, Response};
+use crate::shard::remote::Away;
 
 impl<P: Platform, C: Default> Core<P, C> {
     pub(super) fn handle_accepted(&mut self, id: ConnId, remote: bool, ops: &mut Ops<P>) {
@@ -64,9 +65,19 @@ impl<P: Platform, C> Core<P, C> {
                 self.queue_conn(id);
             }
             Ok(bytes) if conn.received.is_empty() => {
-                let used = self.handle_frames(id, bytes.as_ref(), service, now, ops);
+                let (bytes, mut used) = (bytes.as_ref(), 0);
+                loop {
+                    let (len, away) = self.handle_frames(id, &bytes[used..], service, now, ops);
+                    let Some(away) = away else {
+                        used += len;
+                        break;
+                    };
+                    // The driver's memory cannot travel.
+                    self.copy_away(away, &bytes[used..used + len]);
+                    used += len;
+                }
                 if let Some(conn) = self.conn_mut(id) {
-                    conn.received.extend_from_slice(&bytes.as_ref()[used..]);
+                    conn.received.extend_from_slice(&bytes[used..]);
                 }
             }
             Ok(bytes) => {
@@ -88,8 +99,17 @@ impl<P: Platform, C> Core<P, C> {
     ) {
         let Some(conn) = self.conn_mut(id) else { return };
         let mut received = std::mem::take(&mut conn.received);
-        let used = self.handle_frames(id, &received, service, now, ops);
-        received.drain(..used);
+        loop {
+            let (used, away) = self.handle_frames(id, &received, service, now, ops);
+            let Some(away) = away else {
+                received.drain(..used);
+                break;
+            };
+            // The frame's memory travels; what has come behind it stays.
+            let mut rest = self.peers.frame();
+            rest.extend_from_slice(&received[used..]);
+            self.send_away(away, std::mem::replace(&mut received, rest));
+        }
         if let Some(conn) = self.conn_mut(id) {
             conn.received = received;
         }
@@ -112,12 +132,14 @@ impl<P: Platform, C> Core<P, C> {
     /// Whether a connection may have another request under way. While fetches are scarce each has one: clients
     /// that ask much and read nothing do not keep the others from theirs.
     fn may_take(&mut self, id: ConnId) -> bool {
-        let (pipeline_max, scarce) = (self.limits.pipeline_max as usize, self.fetches.are_scarce());
+        let scarce = self.fetches.are_scarce() || self.peers.are_scarce();
+        let pipeline_max = self.limits.pipeline_max as usize;
         let Some(conn) = self.conn_mut(id) else { return false };
         conn.responses.len() < if scarce { 1 } else { pipeline_max }
     }
 
-    /// Handles whole frames at the start of `bytes`; returns how many bytes they took.
+    /// Handles whole frames at the start of `bytes`; returns how many bytes they took. Stops behind an append
+    /// that another shard must carry out: whoever has the memory sends it there.
     fn handle_frames<S: Service<Connection = C>>(
         &mut self,
         id: ConnId,
@@ -125,26 +147,32 @@ impl<P: Platform, C> Core<P, C> {
         service: &mut S,
         now: Now,
         ops: &mut Ops<P>,
-    ) -> usize {
+    ) -> (usize, Option<Away>) {
         let mut used = 0;
         while used < bytes.len() {
-            let Some(conn) = self.conn_mut(id) else { return bytes.len() };
+            let Some(conn) = self.conn_mut(id) else { return (bytes.len(), None) };
             if conn.ending || !self.may_take(id) {
                 break;
             }
             match service.frame_len(&bytes[used..]) {
                 Frame::Complete(len) if len > 0 && used + len <= bytes.len() => {
-                    self.handle_frame(id, &bytes[used..used + len], service, now, ops);
+                    let away = self.handle_frame(id, &bytes[used..used + len], service, now, ops);
                     used += len;
+                    if let Some(mut away) = away {
+                        // From the start of `bytes`, not of the frame.
+                        away.batches.start += used - len;
+                        away.batches.end += used - len;
+                        return (used, Some(away));
+                    }
                 }
                 Frame::Complete(_) | Frame::Malformed => {
                     self.close(id, ops);
-                    return bytes.len();
+                    return (bytes.len(), None);
                 }
                 Frame::Incomplete => break,
             }
         }
-        used
+        (used, None)
     }
 
     fn handle_frame<S: Service<Connection = C>>(
@@ -154,8 +182,8 @@ impl<P: Platform, C> Core<P, C> {
         service: &mut S,
         now: Now,
         ops: &mut Ops<P>,
-    ) {
-        let Some(conn) = self.conn_mut(id) else { return };
+    ) -> Option<Away> {
+        let conn = self.conn_mut(id)?;
         let mut header = conn.buffer();
         let answer = service.handle_frame(now, &mut conn.service, frame, &mut header);
         let sequence = conn.next_sequence();
@@ -181,12 +209,14 @@ impl<P: Platform, C> Core<P, C> {
             }
             Answer::Append { partition, batches, tag } => {
                 let origin = Origin::Frame { conn: id, sequence, tag };
-                match frame.get(batches) {
-                    Some(bytes) => self.append(partition, Batches::Borrowed(bytes), origin, now, ops),
-                    None => self.close(id, ops),
+                match (frame.get(batches.clone()), self.peers.owner_of(partition)) {
+                    (Some(_), Some(owner)) => return Some(Away { owner, partition, batches, origin }),
+                    (Some(bytes), None) => self.append(partition, Batches::Borrowed(bytes), origin, now, ops),
+                    (None, _) => self.close(id, ops),
                 }
             }
         }
+        None
     }
 
     /// Handles held frames and receives again once there is room in the pipeline.

@@ -67,6 +67,10 @@ impl<P: Platform, C> Core<P, C> {
             self.answer(origin, None, Err(FetchError::Busy), service, ops);
             return None;
         };
+        if let (Origin::Frame { .. }, Some(owner)) = (origin, self.peers.owner_of(request.partition)) {
+            self.ask(owner, id, request, service, ops);
+            return self.fetches.get_mut(id).map(|_| id);
+        }
         self.advance_fetch(id, service, now, ops);
         self.fetches.get_mut(id).map(|_| id)
     }
@@ -88,6 +92,10 @@ impl<P: Platform, C> Core<P, C> {
         if let (FetchState::Streaming(_), Origin::Frame { conn, .. }) = (&fetch.state, origin) {
             // The connection looks at it again when it may send, and finds the failure if there is one.
             self.queue_conn(conn);
+            return;
+        }
+        if let (FetchState::Streaming(_), Origin::Shard { .. }) = (&fetch.state, origin) {
+            self.serve_shard(id);
             return;
         }
         let progress = match self.partitions.take(partition_id) {
@@ -397,7 +405,7 @@ impl<P: Platform, C> Core<P, C> {
     }
 
     /// Writes the answer of a fetch that is planned, or has failed.
-    fn answer<S: Service<Connection = C>>(
+    pub(super) fn answer<S: Service<Connection = C>>(
         &mut self,
         origin: Origin,
         fetch: Option<FetchId>,
@@ -425,6 +433,7 @@ impl<P: Platform, C> Core<P, C> {
                 self.queue_conn(conn_id);
             }
             Origin::Service { .. } => debug_assert!(false, "services do not fetch for themselves"),
+            Origin::Shard { shard, call } => self.answer_shard(shard, call, fetch, outcome, ops),
         }
     }
 

@@ -12,8 +12,11 @@ mod closing;
 mod conn;
 mod connections;
 mod fetches;
+mod foreign;
+mod letters;
 mod partitions;
 mod reads;
+mod remote;
 mod scheduler;
 mod sends;
 mod table;
@@ -26,13 +29,14 @@ use crate::fetch::transfer::{FetchId, Fetches};
 use crate::limits::ShardLimits;
 use crate::log::partition::{AckOutcome, Partition};
 use crate::memory::Memory;
-use crate::message::{PartitionId, Reply, Ticket, Watermarks};
+use crate::message::{PartitionId, Reply, ShardId, Ticket};
 use crate::ops::{ConnId, Event, Now, Ops};
 use crate::platform::Platform;
 use crate::service::Service;
 use crate::shard::ahead::Places;
 use crate::shard::conn::Conn;
 use crate::shard::fetches::ParkTimer;
+use crate::shard::letters::{Opened, Peers};
 use crate::shard::reads::Reads;
 use crate::shard::scheduler::Scheduler;
 use crate::shard::table::PartitionTable;
@@ -75,6 +79,12 @@ pub struct ShardStats {
     pub appends_delayed: u64,
     /// Connections closed because their peers took nothing while memory was short.
     pub connections_stalled: u64,
+    /// Fetches of this shard's connections that other shards planned.
+    pub fetches_at_others: u64,
+    /// Appends of this shard's connections that other shards carried out.
+    pub appends_at_others: u64,
+    /// Bytes of record batches copied only because they had to go to another shard.
+    pub payload_copied_between_shards: u64,
 }
 
 /// The parts of a shard that the service's callbacks must not see.
@@ -105,8 +115,9 @@ pub(crate) struct Core<P: Platform, C> {
     memory_short: bool,
     next_retention: Nanos,
     outcomes: Vec<AckOutcome>,
-    /// Answers to opening that wait for the arena's start length.
-    opened: Vec<(Ticket, Watermarks)>,
+    /// Answers to opening that wait for the other shards and for the arena's start length.
+    opened: Vec<Opened>,
+    peers: Peers<P>,
     stopping: Option<Ticket>,
     stop_failure: Option<PartitionError>,
     stopped: bool,
@@ -149,6 +160,7 @@ impl<P: Platform, S: Service> Shard<P, S> {
             next_retention: Nanos::ZERO,
             outcomes: Vec::with_capacity(1024),
             opened: Vec::new(),
+            peers: Peers::alone(),
             stopping: None,
             stop_failure: None,
             stopped: false,
@@ -156,6 +168,17 @@ impl<P: Platform, S: Service> Shard<P, S> {
             limits,
         };
         Self { service, core, service_deadline: None, scratch: Vec::with_capacity(4096) }
+    }
+
+    /// The same shard as number `me` of `count` in its engine. It owns the partitions of
+    /// [`ShardId::owner`]; its connections may use those of every shard.
+    ///
+    /// # Panics
+    /// If there is no such number.
+    #[must_use]
+    pub fn among(mut self, me: ShardId, count: u16) -> Self {
+        self.core.peers = Peers::new(me, count, self.core.limits.fetches_max);
+        self
     }
 
     /// Takes in one event.
@@ -202,6 +225,8 @@ impl<P: Platform, S: Service> Shard<P, S> {
             Event::CopiedAnyway(conn) => core.handle_copied_anyway(conn),
             Event::Closed(conn) => core.handle_closed(conn, service),
             Event::Request(ticket, request) => core.handle_request(ticket, request, service, now, ops),
+            Event::Letter(from, letter) => core.handle_letter(from, letter, service, now, ops),
+            Event::ShardEnded(shard) => core.handle_shard_ended(shard, service, ops),
         }
         core.deliver_outcomes(service, &mut self.scratch, ops);
         core.poll_woken(service, now, ops);
@@ -216,10 +241,7 @@ impl<P: Platform, S: Service> Shard<P, S> {
         if core.memory.wants_growth() {
             ops.grow = true;
         }
-        if core.memory.has_start_len() {
-            let opened = core.opened.drain(..);
-            ops.replies.extend(opened.map(|(ticket, marks)| (ticket, Reply::Opened(Ok(marks)))));
-        }
+        core.poll_opened(ops);
         let mut access = appends::ShardAccess { core, now, ops };
         self.service_deadline = service.turn(now, &mut access);
         core.scheduler.observe(now, core.stats.committed_len);
@@ -230,12 +252,15 @@ impl<P: Platform, S: Service> Shard<P, S> {
         core.poll_woken(service, now, ops);
         core.poll_reads(service, now, ops);
         core.poll_sends(service, now, ops);
+        // Frames that were held back have been handled: what came to nothing must not wait either.
+        core.deliver_outcomes(service, scratch, ops);
         // What the transfers just sent miss must not wait for the next event.
         core.poll_reads(service, now, ops);
         if core.memory_short {
             core.detach_idle_tails();
             core.close_stalled(now, ops);
         }
+        core.poll_letters(now, ops);
         core.poll_stop(ops);
     }
 

@@ -11,6 +11,7 @@ use crate::ops::{Now, Ops};
 use crate::platform::{DIRECT_IO_ALIGN, Platform};
 use crate::service::Service;
 use crate::shard::appends::Batches;
+use crate::shard::letters::Opened;
 use crate::shard::{Core, RETENTION_INTERVAL_MS};
 use crate::token::{PARTITION_ID_MAX, StepKind};
 
@@ -177,6 +178,7 @@ impl<P: Platform, C> Core<P, C> {
                     Err(_) => self.close(conn, ops),
                 }
             }
+            self.retry_lending(uid, &result, ops);
             if let Err(error) = result {
                 self.fail_reads(uid, &error, service, now, ops);
             }
@@ -199,7 +201,9 @@ impl<P: Platform, C> Core<P, C> {
                     partition.begin_close();
                 }
                 service.handle_opened(partition.id, &partition.name);
-                self.opened.push((ticket, partition.watermarks()));
+                let unseen = self.peers.announce(partition.id, &partition.name);
+                let marks = partition.watermarks();
+                self.opened.push(Opened { partition: partition.id, ticket, marks, unseen });
                 self.wake_parked(partition);
                 true
             }

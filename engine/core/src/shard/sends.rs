@@ -6,8 +6,9 @@
 use crate::disk::Errno;
 use crate::error::FetchError;
 use crate::fetch::Mode;
-use crate::fetch::transfer::{FetchId, FetchState};
+use crate::fetch::transfer::{FetchId, FetchState, Foreign};
 use crate::limits::TURN_SEND_BYTES;
+use crate::message::Source;
 use crate::ops::{ConnId, Fill, NetOp, Now, Ops, Send, SendFile, SendPart};
 use crate::platform::Platform;
 use crate::service::Service;
@@ -36,7 +37,7 @@ enum Staged {
 }
 
 /// What a look at a fetch's stream leads to.
-enum Piece {
+pub(super) enum Piece {
     /// Its next piece is staged, or it has ended.
     Staged,
     /// Nothing can be staged now: it is being read, or does not come from the arena.
@@ -138,6 +139,9 @@ impl<P: Platform, C> Core<P, C> {
 
     /// Stages the next piece of a fetch, or ends it.
     fn stage_fetch(&mut self, id: ConnId, fetch: FetchId, len_max: usize) -> Result<Piece, FetchError> {
+        if let Some(staged) = self.stage_foreign(id, fetch, len_max) {
+            return staged;
+        }
         let Some(entry) = self.fetches.get_mut(fetch) else { return Err(FetchError::Cancelled) };
         let FetchState::Streaming(stream) = &entry.state else { return Err(FetchError::Cancelled) };
         if stream.at >= stream.end {
@@ -170,6 +174,11 @@ impl<P: Platform, C> Core<P, C> {
     /// The rest of a fetch that does not come from the arena.
     fn file_range(&mut self, fetch: FetchId) -> Option<FileRange> {
         let entry = self.fetches.get_mut(fetch)?;
+        if let FetchState::Foreign(Foreign { source: Source::File { position, .. }, mode, left, .. }) =
+            &entry.state
+        {
+            return Some(FileRange { mode: *mode, position: *position, len: left.as_usize() });
+        }
         let FetchState::Streaming(stream) = &entry.state else { return None };
         let len = stream.end.since(stream.at).as_usize();
         stream.mode.is_of_file().then_some(FileRange { mode: stream.mode, position: stream.at, len })
@@ -207,6 +216,9 @@ impl<P: Platform, C> Core<P, C> {
     /// is gone.
     fn file_of(&mut self, id: ConnId, fetch: FetchId, ops: &mut Ops<P>) -> Option<P::File> {
         let entry = self.fetches.get_mut(fetch)?;
+        if let FetchState::Foreign(Foreign { source: Source::File { file, .. }, .. }) = &entry.state {
+            return Some(file.clone());
+        }
         let FetchState::Streaming(stream) = &entry.state else { return None };
         let (uid, partition_id) = (stream.uid, entry.request.partition);
         let partition = self.partitions.get_mut(partition_id);
@@ -262,6 +274,11 @@ impl<P: Platform, C> Core<P, C> {
             // The file ends before the log does.
             self.close(id, ops);
             return;
+        }
+        if result.is_err()
+            && let Some(AnswerState::Ready(Some(fetch))) = head
+        {
+            self.stats.pipes_refused += u64::from(self.give_up_file(fetch));
         }
         if result.is_err()
             && let Some(AnswerState::Ready(Some(fetch))) = head
@@ -326,9 +343,19 @@ impl<P: Platform, C> Core<P, C> {
             *held = held.saturating_sub(len);
         }
         let Some(entry) = self.fetches.get_mut(fetch) else { return };
-        let FetchState::Streaming(stream) = &mut entry.state else { return };
-        stream.at = stream.at.plus(ByteCount::of_usize(len));
-        match stream.mode {
+        let mode = match &mut entry.state {
+            FetchState::Streaming(stream) => {
+                stream.at = stream.at.plus(ByteCount::of_usize(len));
+                stream.mode
+            }
+            FetchState::Foreign(Foreign { source: Source::File { position, .. }, left, mode, .. }) => {
+                *position = position.plus(ByteCount::of_usize(len));
+                *left = ByteCount::new(left.get().saturating_sub(len as u64));
+                *mode
+            }
+            _ => return,
+        };
+        match mode {
             Mode::DirectSplice => self.stats.sent_through_pipes += len as u64,
             _ => self.stats.sent_from_page_cache += len as u64,
         }

@@ -208,6 +208,7 @@ impl PollDriver {
         for (ticket, reply) in ops.replies.drain(..) {
             self.replies.reply(ticket, reply);
         }
+        self.inbox.send(&mut ops.to_shards);
         if std::mem::take(&mut ops.grow) {
             self.helper.grow();
         }
