@@ -23,7 +23,7 @@ use rohrpost_engine_linux::uring::{self, ProbeReport, UringConfig, UringDriver, 
 
 use crate::error::{RequestError, StartError};
 use crate::handle::{Handle, ShardLink};
-use crate::options::{DriverChoice, EngineOptions};
+use crate::options::{DriverChoice, EngineOptions, SHARDS_MAX};
 use crate::replies::{Pending, Waiters};
 use crate::runtime::{self, ShardEnd};
 
@@ -41,9 +41,6 @@ pub enum DriverInUse {
         reason: String,
     },
 }
-
-/// Most shards of one engine; more cores than any machine we know has.
-const SHARDS_MAX: usize = 1024;
 
 type ShardThread = JoinHandle<Result<ShardEnd, String>>;
 
@@ -267,15 +264,9 @@ impl Starter<'_> {
             .map_err(|source| StartError::System { action: "start helper threads".to_owned(), source })
     }
 
-    /// One inbox for each shard, connected.
     fn inboxes<P: LinuxPlatform>(&self) -> Result<Vec<Inbox<P>>, StartError> {
-        let new = |_| Inbox::new(self.options.requests_max);
-        let mut inboxes: Vec<_> =
-            self.options.cores.iter().map(new).collect::<Result<_, _>>().map_err(|source| {
-                StartError::System { action: "create a shard's inbox".to_owned(), source }
-            })?;
-        Inbox::connect(&mut inboxes);
-        Ok(inboxes)
+        Inbox::for_shards(self.options.cores.len(), self.options.requests_max)
+            .map_err(|source| StartError::System { action: "create the shards' inboxes".to_owned(), source })
     }
 
     /// The listener, for a driver that may fail to start.
@@ -322,9 +313,7 @@ impl Starter<'_> {
         let mut started = Started::default();
         let count = self.options.cores.len() as u16;
         for (index, inbox) in self.inboxes()?.into_iter().enumerate() {
-            let core = self.options.cores[index];
-            let waiters = Waiters::default();
-            let stats = Arc::new(OnceLock::new());
+            let (waiters, stats) = (Waiters::default(), Arc::new(OnceLock::new()));
             let requests = Arc::new(inbox.mailbox());
             started.links.push(ShardLink { requests, waiters: waiters.clone(), stats: Arc::clone(&stats) });
             let ends = Ends {
@@ -334,14 +323,14 @@ impl Starter<'_> {
                 replies: Box::new(waiters.clone()),
             };
             let (limits, service, make) = (self.options.limits.clone(), service(index), make.clone());
-            let thread = spawn(Place { index, core, waiters }, Arc::clone(&helper), move || {
-                let shard = Shard::new(limits.clone(), LinuxArena::new(limits.slabs_max()), service);
-                let shard = shard.among(ShardId(index as u16), count);
+            let place = Place { index, core: self.options.cores[index], waiters };
+            started.threads.push(spawn(place, Arc::clone(&helper), move || {
+                let shard = Shard::new(limits.clone(), LinuxArena::new(limits.slabs_max()), service)
+                    .among(ShardId(index as u16), count);
                 let (driver, driver_stats) = make(ends)?;
                 let _ = stats.set(driver_stats);
                 Ok((driver, shard))
-            })?;
-            started.threads.push(thread);
+            })?);
         }
         Ok(started)
     }

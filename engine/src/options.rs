@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use rohrpost_engine_core::limits::ShardLimits;
 use rohrpost_engine_linux::uring::FeatureMask;
 
+/// Most shards of one engine: more than machines have cores.
+pub(crate) const SHARDS_MAX: usize = 1024;
+
 /// Which driver executes the operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum DriverChoice {

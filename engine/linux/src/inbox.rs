@@ -173,13 +173,21 @@ impl<P: Platform> Inbox<P> {
         Ok(Self { shared, taken: Vec::new(), me: ShardId(0), shards: Vec::new() })
     }
 
-    /// Makes inboxes those of the shards of one engine, numbered in their order.
-    pub fn connect(inboxes: &mut [Self]) {
+    /// The inboxes of an engine's shards, by number; each can write to all.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn for_shards(count: usize, requests_max: usize) -> std::io::Result<Vec<Self>> {
+        let mut inboxes = Vec::with_capacity(count);
+        for _ in 0..count {
+            inboxes.push(Self::new(requests_max)?);
+        }
         let shards: Vec<_> = inboxes.iter().map(Self::mailbox).collect();
         for (index, inbox) in inboxes.iter_mut().enumerate() {
             inbox.me = ShardId(index as u16);
             inbox.shards.clone_from(&shards);
         }
+        Ok(inboxes)
     }
 
     /// Brings letters to other shards, and empties `letters`. Those to a shard that has ended are dropped: it
