@@ -1,4 +1,4 @@
-//! `engine`, `engine_poll`, `engine_<mode>` and `engine_buffered`: our engine, its server a service on the shard.
+//! `engine`, `engine_poll`, `engine_<mode>`, `engine_direct_splice` and `engine_buffered`: our engine, its server a service on the shard.
 //! The rows differ in driver, forced mode and write mode, and in nothing else.
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -40,6 +40,19 @@ pub(super) fn serve_poll(context: &mut ServerContext) -> Result<()> {
 
 pub(super) fn serve_buffered(context: &mut ServerContext) -> Result<()> {
     serve_with(context, DriverChoice::Uring, WriteMode::Buffered)
+}
+
+/// Cold ranges through pipes; hot ones as the engine chooses.
+pub(super) fn serve_by_splice(context: &mut ServerContext) -> Result<()> {
+    serve_tuned(context, DriverChoice::Uring, WriteMode::Direct, |options| {
+        options.limits.cold_by_splice = true
+    })
+}
+
+pub(super) fn serve_poll_by_splice(context: &mut ServerContext) -> Result<()> {
+    serve_tuned(context, DriverChoice::Poll, WriteMode::Direct, |options| {
+        options.limits.cold_by_splice = true
+    })
 }
 
 /// The engine's log directory, and the partitions to open in it.
@@ -105,6 +118,15 @@ fn log_config(workload: &Workload, write_mode: WriteMode) -> LogConfig {
 }
 
 fn serve_with(context: &mut ServerContext, driver: DriverChoice, write_mode: WriteMode) -> Result<()> {
+    serve_tuned(context, driver, write_mode, |_| {})
+}
+
+fn serve_tuned(
+    context: &mut ServerContext,
+    driver: DriverChoice,
+    write_mode: WriteMode,
+    tune: fn(&mut EngineOptions),
+) -> Result<()> {
     let (dir, names) = partitions(context)?;
     let opened = Arc::new(AtomicUsize::new(0));
     let refused = Arc::new(AtomicU64::new(0));
@@ -123,7 +145,9 @@ fn serve_with(context: &mut ServerContext, driver: DriverChoice, write_mode: Wri
     let mut service = Some(BenchService::new(producer, opened.clone(), context.stats.clone()));
     // One shard, so the closure runs once.
     let make = |_| service.take().expect("an engine of one core makes one service");
-    let engine = Engine::start_with(options(context, &dir, driver)?, make).map_err(failed)?;
+    let mut options = options(context, &dir, driver)?;
+    tune(&mut options);
+    let engine = Engine::start_with(options, make).map_err(failed)?;
     let config = log_config(&workload, write_mode);
     for name in &names {
         engine.handle().open_partition_blocking(name, config.clone()).map_err(failed)?;

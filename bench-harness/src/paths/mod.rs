@@ -166,12 +166,6 @@ pub static PATHS: &[Path] = &[
         ..ENGINE_MODE
     },
     Path {
-        name: "engine_send_ref",
-        about: "the engine on io_uring, every range by reference to the arena's pages",
-        mode: Some(Mode::SendRef),
-        ..ENGINE_MODE
-    },
-    Path {
         name: "engine_sendfile",
         about: "the engine on io_uring, every range by sendfile from the page cache",
         mode: Some(Mode::Sendfile),
@@ -181,6 +175,36 @@ pub static PATHS: &[Path] = &[
         name: "engine_direct_send",
         about: "the engine on io_uring, what is not in memory by direct read",
         mode: Some(Mode::DirectSend),
+        ..ENGINE_MODE
+    },
+    Path {
+        name: "engine_send_zc",
+        about: "the engine on io_uring, every range read in place by the network card (loopback copies)",
+        mode: Some(Mode::DirectSendZc),
+        ..ENGINE_MODE
+    },
+    Path {
+        name: "engine_splice",
+        about: "the engine on io_uring, every range from the page cache through a pipe",
+        mode: Some(Mode::Splice),
+        ..ENGINE_MODE
+    },
+    Path {
+        name: "engine_direct_splice",
+        about: "the engine on io_uring, what is not in memory past the page cache through a pipe",
+        serve: engine::serve_by_splice,
+        ..ENGINE_MODE
+    },
+    Path {
+        name: "engine_poll_direct_splice",
+        about: "the engine on its epoll driver, what is not in memory past the page cache through a pipe",
+        serve: engine::serve_poll_by_splice,
+        ..ENGINE_MODE
+    },
+    Path {
+        name: "engine_read_send",
+        about: "the engine on io_uring, what is not in memory read through the page cache",
+        mode: Some(Mode::ReadSend),
         ..ENGINE_MODE
     },
     Path {

@@ -15,8 +15,17 @@ use crate::server::producer::Producer;
 use crate::wire::{HEADER_LEN, Opcode, Request, Response, Status};
 
 /// The delivery modes a request can force, by their number on the wire.
-pub const WIRE_MODES: &[(u16, Mode)] =
-    &[(1, Mode::Send), (3, Mode::SendRef), (4, Mode::Sendfile), (6, Mode::DirectSend)];
+pub const WIRE_MODES: &[(u16, Mode)] = &[
+    (1, Mode::Send),
+    (2, Mode::SendZc),
+    (3, Mode::SendRef),
+    (4, Mode::Sendfile),
+    (5, Mode::Splice),
+    (6, Mode::DirectSend),
+    (7, Mode::DirectSendZc),
+    (8, Mode::DirectSplice),
+    (9, Mode::ReadSend),
+];
 
 /// What a connection's position is kept under.
 #[derive(Debug, Default)]

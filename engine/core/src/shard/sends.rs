@@ -21,8 +21,9 @@ use crate::types::{ByteCount, Position};
 /// cost of a send does not show.
 const SEND_LEN_MAX: usize = 256 << 10;
 
-/// Most bytes in one fill: what a pipe of 256 slots of 4 KiB holds at any alignment.
-const FILL_LEN_MAX: usize = 255 << 12;
+/// Most bytes in one fill: most of its cost is per fill. A pipe that has no room for so much is filled as far as it
+/// goes.
+const FILL_LEN_MAX: usize = 1 << 20;
 
 /// What the head of a connection's answers has for the socket.
 enum Staged {

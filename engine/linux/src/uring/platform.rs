@@ -24,7 +24,6 @@ impl Platform for UringPlatform {
     const MODES: &'static [Mode] = &[
         Mode::Send,
         Mode::SendZc,
-        Mode::SendRef,
         Mode::Sendfile,
         Mode::Splice,
         Mode::DirectSend,
