@@ -25,6 +25,12 @@ pub fn skip(test: &str, reason: &str) {
     eprintln!("skipped {test}: {reason}");
 }
 
+/// Whether the environment says that this machine is slow (`ROHRPOST_TEST_SLOW`), as an emulated one is: tests that repeat
+/// a story many times repeat it less often.
+pub fn is_slow() -> bool {
+    std::env::var_os("ROHRPOST_TEST_SLOW").is_some()
+}
+
 /// Whether this kernel counts rings as locked memory; if not, says that `test` was skipped. Linux 6.14 and later do, those
 /// from 5.12 on before it did not.
 ///

@@ -49,8 +49,11 @@ impl Folded {
             if stack.split(';').skip(1).any(is_unknown) {
                 self.unknown += count;
             }
+            // The kernel names its workers after the process, which is another one in every round.
+            let (thread, frames) = stack.split_once(';').unwrap_or((stack, ""));
+            let thread = if thread.starts_with("iou-wrk-") { "iou-wrk" } else { thread };
+            self.text.extend_from_slice(format!("{thread};{frames} {count}\n").as_bytes());
         }
-        self.text.extend_from_slice(text);
     }
 
     /// Samples with an unknown frame, of all: 0 to 1.
@@ -160,6 +163,12 @@ mod tests {
         let more = folded("shard;main;serve;copy 5\nshard;main;serve 7\n");
         let difference = svg(&more, Some(&folded(STACKS)), "d", "s").unwrap();
         assert!(difference.contains("copy") && difference.contains('%'));
+    }
+
+    #[test]
+    fn kernel_workers_of_all_rounds_are_one() {
+        let folded = folded("iou-wrk-17;io_wq_worker 2\niou-wrk-4711;io_wq_worker 3\n");
+        assert_eq!(folded.text, b"iou-wrk;io_wq_worker 2\niou-wrk;io_wq_worker 3\n");
     }
 
     #[test]
