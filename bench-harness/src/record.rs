@@ -1,14 +1,14 @@
-//! What a window records: one histogram of all latencies and ten points a second.
+//! What a window records: one histogram of all latencies and twenty points a second.
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-/// Length of a point of a series: ten a second.
-const POINT_NS: u64 = 100_000_000;
+/// Length of a point of a series: twenty a second.
+const POINT_NS: u64 = 50_000_000;
 /// Longest latency a histogram holds; longer ones count as this.
 const LATENCY_NS_MAX: u64 = 120_000_000_000;
 
-/// A tenth of a second.
+/// A twentieth of a second.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Point {
     /// End of the point, milliseconds since the window's start.
@@ -38,7 +38,7 @@ pub struct Recorded {
     pub bytes: u64,
     /// Body bytes of cold readers.
     pub cold_bytes: u64,
-    /// Ten points a second.
+    /// Twenty points a second.
     pub series: Vec<Point>,
 }
 

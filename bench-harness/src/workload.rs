@@ -35,6 +35,9 @@ pub struct Hot {
     pub rate_per_s: Option<f64>,
     /// Fetches start at varied batches within this many last bytes of the log.
     pub region_len: u64,
+    /// Every connection walks through a part of the region of its own, instead of all choosing anywhere in it.
+    #[serde(default)]
+    pub spread: bool,
 }
 
 /// Closed-loop readers of data that is in no memory.
@@ -45,6 +48,27 @@ pub struct Cold {
     pub readers: usize,
     /// Largest body of each fetch, bytes.
     pub max_bytes: u32,
+    /// They begin so long after the window did, seconds; without it, with the warm-up.
+    #[serde(default)]
+    pub from_seconds: Option<f64>,
+    /// They ask no more so long after the window began.
+    #[serde(default)]
+    pub until_seconds: Option<f64>,
+    /// All begin so many bytes before the log's end and read up to it; the window ends when the last has.
+    #[serde(default)]
+    pub behind_len: Option<u64>,
+}
+
+/// Connections that ask once for old data and read nothing of the answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stalled {
+    /// Connections, each asking at its own place.
+    pub connections: usize,
+    /// Largest body of the fetch, bytes; more than sockets hold.
+    pub max_bytes: u32,
+    /// Receive buffer of each connection, bytes.
+    pub receive_len: usize,
 }
 
 /// The producer.
@@ -137,6 +161,9 @@ pub struct Workload {
     /// Cold readers.
     #[serde(default)]
     pub cold: Option<Cold>,
+    /// Connections that never read.
+    #[serde(default)]
+    pub stalled: Option<Stalled>,
     /// The producer.
     #[serde(default)]
     pub append: Option<Append>,
@@ -156,10 +183,16 @@ static EMBEDDED: &[(&str, &str)] = embedded![
     "backfill-0",
     "backfill-1",
     "backfill-4",
+    "backfill-step",
+    "restart-catchup",
+    "stalled-64",
+    "stalled-2000",
     "fanout-1k",
     "fanout-4k",
     "fanout-16k",
     "fanout-64k",
+    "fanout-64k-512",
+    "spread-64k",
     "fanout-1m",
     "stream-1m",
     "append-16k",
@@ -226,7 +259,12 @@ impl Workload {
 
     /// Whether the workload reads data that must first leave the page cache.
     pub fn is_cold(&self) -> bool {
-        self.cold.is_some()
+        self.cold.is_some() || self.stalled.is_some()
+    }
+
+    /// How far behind the readers are that shall catch up, if this is what the workload is about.
+    pub fn catch_up_len(&self) -> Option<u64> {
+        self.cold.as_ref()?.behind_len
     }
 }
 

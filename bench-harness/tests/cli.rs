@@ -24,7 +24,10 @@ fn scratch() -> tempfile::TempDir {
 
 fn run(dir: &Path, args: &[&str]) -> (Output, Vec<Value>) {
     let json = dir.join("out.jsonl");
-    let mut all = vec!["run", "--rounds", "1", "--seconds", "0.3"];
+    let mut all = vec!["run", "--rounds", "1"];
+    if !args.contains(&"--seconds") {
+        all.extend(["--seconds", "0.3"]);
+    }
     let (dir, json_arg) = (dir.to_str().unwrap(), json.to_str().unwrap());
     all.extend(["--data-dir", dir, "--json", json_arg]);
     if args.contains(&"--seconds") {
@@ -81,6 +84,58 @@ fn a_quick_fetch_run_measures_every_path() {
         assert!(dir.path().join("out.hgrm").join(&hgrm).is_file(), "{hgrm}");
     }
     assert!(stdout(&output).contains("~ no difference shown"));
+}
+
+/// Many connections, and connections at places of their own.
+#[test]
+fn many_and_spread_readers_are_served() {
+    let dir = scratch();
+    let segments = ensure(dir.path(), SMALL, |_, _| {}).unwrap();
+    let args =
+        ["--workload", "fanout-64k-512,spread-64k", "--paths", "sendfile_epoll,engine_poll", "--segments"];
+    let (output, lines) = run(dir.path(), &[&args[..], &[segments.to_str().unwrap()]].concat());
+    assert_ran(&output);
+    let rounds = of_kind(&lines, "round");
+    assert_eq!(rounds.len(), 4);
+    assert!(rounds.iter().all(|round| round["samples"].as_u64().unwrap() > 0), "{rounds:?}");
+}
+
+/// Readers that catch up, that come and go, and connections that never read; fio if there is one.
+#[test]
+fn old_data_is_caught_up_with_and_asked_for_in_vain() {
+    let dir = scratch();
+    let (paths, corpus) = ("sendfile_epoll,engine_poll,fio_direct", ["--corpus-segments", "4"]);
+    let args = ["--workload", "restart-catchup", "--paths", paths, "--seconds", "60"];
+    let (output, lines) = run(dir.path(), &[&args[..], &corpus].concat());
+    assert_ran(&output);
+    let rounds = of_kind(&lines, "round");
+    assert_eq!(rounds.len() + of_kind(&lines, "skipped").len(), 3);
+    for round in rounds {
+        assert!(round["catch_up_gb_per_s"].as_f64().unwrap() > 0.0, "{round}");
+        let behind = (1u64 << 30) as f64 / 1e9;
+        let delivered = round["cold_gb_per_s"].as_f64().unwrap() * round["seconds"].as_f64().unwrap();
+        let readers = if round["path"] == "fio_direct" { 1.0 } else { 4.0 };
+        assert!(delivered > readers * behind * 0.9, "{round}");
+    }
+    let args = ["--workload", "backfill-step,stalled-64", "--paths", "sendfile_epoll,engine_poll"];
+    let (output, lines) = run(dir.path(), &[&args[..], &corpus, &["--seconds", "1.0"]].concat());
+    assert_ran(&output);
+    assert_eq!(of_kind(&lines, "round").len(), 4);
+    for (round, series) in of_kind(&lines, "round").iter().zip(of_kind(&lines, "series")) {
+        assert!(round["samples"].as_u64().unwrap() > 0, "{round}");
+        if round["workload"] == "stalled-64" {
+            assert!(round["server_memory_growth_bytes"].is_number(), "{round}");
+            continue;
+        }
+        assert!(
+            round["step_p50_us_before"].is_number() && round["step_p50_us_during"].is_number(),
+            "{round}"
+        );
+        let cold = |point: &&Value| point["cold_bytes"].as_u64().unwrap() > 0;
+        let points = series["points"].as_array().unwrap();
+        let first = points.iter().find(cold).expect("a cold byte")["t_ms"].as_u64().unwrap();
+        assert!(first > 500, "cold readers began before their time: {series}");
+    }
 }
 
 /// Append and tail: what is acknowledged was found in the files before anything was timed.

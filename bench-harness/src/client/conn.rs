@@ -4,10 +4,16 @@ use std::collections::VecDeque;
 use std::net::TcpStream;
 
 use rohrpost_engine_core::format::batch::{BatchPrefix, PREFIX_LEN};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fd::OwnedFd;
 use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_recv_buffer_size;
 use rustix::net::{SendFlags, send};
+use rustix::time::Timespec;
 
+use crate::client::ClientConfig;
 use crate::error::{BenchError, Result};
+use crate::sys;
 use crate::wire::{HEADER_LEN, PIPELINE_COUNT_MAX, Request, Response, Status};
 
 /// What a connection is there for.
@@ -16,6 +22,8 @@ pub(super) enum Role {
     Hot,
     /// Number of the cold reader.
     Cold(usize),
+    /// Asks once and reads nothing. Number among its kind.
+    Stalled(usize),
     Tail,
     /// Reads what was appended before the window; number of the reader.
     Backlog(usize),
@@ -130,6 +138,25 @@ impl Connection {
         self.body_left = u64::from(response.body_len);
         self.walker.begin();
         Ok(())
+    }
+}
+
+/// A connection of this role: one that never reads has the receive buffer that the workload gives it.
+pub(super) fn open(config: &ClientConfig, role: Role) -> Result<TcpStream> {
+    let stream = sys::connect(config.port, &config.congestion)?;
+    if let (Role::Stalled(_), Some(stalled)) = (role, &config.workload.stalled) {
+        set_socket_recv_buffer_size(&stream, stalled.receive_len)
+            .map_err(BenchError::system("set a receive buffer"))?;
+    }
+    Ok(stream)
+}
+
+/// Waits until something arrives or the time is over. The call behind `epoll::wait` counts in milliseconds and rounds
+/// up: requests would leave up to one too late, and that would count as latency.
+pub(super) fn sleep_exactly(epoll: &OwnedFd, timeout: &Timespec) -> Result<()> {
+    match poll(&mut [PollFd::new(epoll, PollFlags::IN)], Some(timeout)) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(BenchError::system("poll")(error)),
     }
 }
 

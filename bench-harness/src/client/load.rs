@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 use rustix::time::Timespec;
 
-use crate::client::conn::{Connection, Role};
+use crate::client::conn::{Connection, Role, open, sleep_exactly};
 use crate::client::readers::{self, Pace};
 use crate::client::{ClientConfig, ClientEvent, ClientReport, Go};
 use crate::error::{BenchError, Result};
@@ -44,6 +44,9 @@ struct Load {
     report: ClientReport,
     /// Next index into each cold reader's run.
     cold_next: Vec<usize>,
+    /// When cold readers begin and ask no more, counted from the window's start; taken when they have begun.
+    cold_due_ns: Option<u64>,
+    cold_until_ns: Option<u64>,
     /// Open loop: when each hot connection's next request is due.
     due_ns: Vec<u64>,
     interval_ns: Option<u64>,
@@ -65,7 +68,10 @@ pub(super) fn run(config: ClientConfig) -> Result<()> {
     load.run_until(load.window_start_ns)?;
     ipc::child_send(&ClientEvent::WindowStart)?;
     let cpu = load.begin_window();
-    load.run_until(load.window_end_ns)?;
+    // It ends early when all readers have caught up.
+    while sys::now_ns() < load.window_end_ns {
+        load.step(load.window_end_ns)?;
+    }
     load.end_window(cpu);
     ipc::child_send(&ClientEvent::WindowEnd)?;
     load.run_grace()?;
@@ -81,19 +87,23 @@ impl Load {
         let hot_count = config.workload.hot.as_ref().map_or(0, |hot| hot.connections);
         roles.extend(std::iter::repeat_n(Role::Hot, hot_count));
         roles.extend((0..config.plan.cold.len()).map(Role::Cold));
+        roles.extend((0..config.plan.stalled.len()).map(Role::Stalled));
         let tail_count = config.workload.tail.as_ref().map_or(0, |tail| tail.readers);
         roles.extend(std::iter::repeat_n(Role::Tail, tail_count));
-        let cold = config.workload.cold.as_ref().filter(|_| config.workload.append.is_some());
-        roles.extend((0..cold.map_or(0, |cold| cold.readers)).map(Role::Backlog));
+        let backlog = config.workload.cold.as_ref().filter(|_| config.workload.append.is_some());
+        roles.extend((0..backlog.map_or(0, |cold| cold.readers)).map(Role::Backlog));
         let mut connections = Vec::with_capacity(roles.len());
         for (at, role) in roles.into_iter().enumerate() {
-            let stream = sys::connect(config.port, &config.congestion)?;
-            let flags = epoll::EventFlags::IN;
-            epoll::add(&epoll, &stream, epoll::EventData::new_u64(at as u64), flags)
-                .map_err(BenchError::system("epoll_ctl"))?;
+            let stream = open(&config, role)?;
+            if !matches!(role, Role::Stalled(_)) {
+                let data = epoll::EventData::new_u64(at as u64);
+                epoll::add(&epoll, &stream, data, epoll::EventFlags::IN)
+                    .map_err(BenchError::system("epoll_ctl"))?;
+            }
             connections.push(Connection::new(stream, role));
         }
         let rate = config.workload.hot.as_ref().and_then(|hot| hot.rate_per_s);
+        let cold = config.workload.cold.as_ref();
         Ok(Self {
             epoll,
             connections,
@@ -104,6 +114,8 @@ impl Load {
             pace: Pace::default(),
             report: ClientReport::default(),
             cold_next: vec![0; config.plan.cold.len()],
+            cold_due_ns: cold.and_then(|cold| cold.from_seconds).map(|seconds| (seconds * 1e9) as u64),
+            cold_until_ns: cold.and_then(|cold| cold.until_seconds).map(|seconds| (seconds * 1e9) as u64),
             due_ns: vec![0; if rate.is_some() { hot_count } else { 0 }],
             interval_ns: rate.map(|rate| (1e9 / rate) as u64),
             phase: Phase::Warmup,
@@ -130,7 +142,8 @@ impl Load {
         for conn in 0..self.connections.len() {
             match self.connections[conn].role {
                 Role::Hot => (0..outstanding).try_for_each(|_| self.request_hot(conn, now))?,
-                Role::Cold(_) => self.request_next(conn, now)?,
+                Role::Cold(_) if self.cold_due_ns.is_some() => {}
+                Role::Cold(_) | Role::Stalled(_) => self.request_next(conn, now)?,
                 Role::Tail | Role::Backlog(_) => {
                     if readers::begin(&self.config, &mut self.pace, conn, &mut self.connections[conn]) {
                         self.request_next(conn, now)?;
@@ -139,6 +152,23 @@ impl Load {
             }
         }
         Ok(())
+    }
+
+    /// Cold readers that begin within the window do so now, if it is time. Returns when it will be.
+    fn begin_cold(&mut self, now: u64) -> Result<u64> {
+        let Some(due) = self.cold_due_ns.map(|after| self.window_start_ns + after) else {
+            return Ok(u64::MAX);
+        };
+        if self.phase != Phase::Window || now < due {
+            return Ok(due);
+        }
+        self.cold_due_ns = None;
+        for conn in 0..self.connections.len() {
+            if let Role::Cold(_) = self.connections[conn].role {
+                self.request_next(conn, now)?;
+            }
+        }
+        Ok(u64::MAX)
     }
 
     fn begin_window(&mut self) -> u64 {
@@ -205,13 +235,18 @@ impl Load {
     fn step(&mut self, end_ns: u64) -> Result<()> {
         let next_due = self.send_due()?.min(self.send_paced()?);
         let now = sys::now_ns();
+        let next_due = next_due.min(self.begin_cold(now)?);
         if now - self.heard_ns > SILENCE_NS {
             let why = format!("no byte from the server for {:?}", Duration::from_nanos(SILENCE_NS));
             return Err(BenchError::Process { who: "client", why });
         }
         let wait = next_due.min(end_ns).saturating_sub(now);
-        let timeout =
+        let mut timeout =
             Timespec { tv_sec: (wait / 1_000_000_000) as i64, tv_nsec: (wait % 1_000_000_000) as i64 };
+        if next_due < u64::MAX {
+            sleep_exactly(&self.epoll, &timeout)?;
+            timeout = Timespec { tv_sec: 0, tv_nsec: 0 };
+        }
         let mut events =
             [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 64];
         let count = match epoll::wait(&self.epoll, &mut events, Some(&timeout)) {
@@ -265,9 +300,14 @@ impl Load {
 
     fn request_hot(&mut self, conn: usize, since_ns: u64) -> Result<()> {
         let Some(hot) = &self.config.workload.hot else { return Ok(()) };
-        let offset = self.config.plan.hot[self.random.usize(0..self.config.plan.hot.len())];
+        let from = self.config.plan.hot_of(conn, hot.connections, hot.spread);
         let connection = &mut self.connections[conn];
-        let request = Request::fetch(connection.next_id, offset, hot.max_bytes);
+        let at = if hot.spread {
+            connection.next_id as usize % from.len()
+        } else {
+            self.random.usize(0..from.len())
+        };
+        let request = Request::fetch(connection.next_id, from[at], hot.max_bytes);
         connection.request(Request { flags: self.config.flags, ..request }, since_ns)
     }
 
@@ -279,6 +319,13 @@ impl Load {
             Role::Cold(reader) => {
                 let Some(cold) = &self.config.workload.cold else { return Ok(()) };
                 let run = &self.config.plan.cold[reader];
+                if self.cold_until_ns.is_some_and(|after| now >= self.window_start_ns + after) {
+                    return Ok(());
+                }
+                if self.cold_next[reader] == run.len() && cold.behind_len.is_some() {
+                    self.caught_up(now);
+                    return Ok(());
+                }
                 if self.cold_next[reader] == run.len() {
                     self.cold_next[reader] = 0;
                     self.report.cold_wraps += 1;
@@ -289,6 +336,13 @@ impl Load {
                 let request = Request::fetch(connection.next_id, offset, cold.max_bytes);
                 connection.request(Request { flags, ..request }, now)
             }
+            Role::Stalled(number) => {
+                let Some(stalled) = &self.config.workload.stalled else { return Ok(()) };
+                let connection = &mut self.connections[conn];
+                let offset = self.config.plan.stalled[number];
+                let request = Request::fetch(connection.next_id, offset, stalled.max_bytes);
+                connection.request(Request { flags, ..request }, now)
+            }
             Role::Tail => readers::request_tail(&self.config, &mut self.connections[conn], now),
             Role::Backlog(reader) => {
                 let connection = &mut self.connections[conn];
@@ -296,6 +350,15 @@ impl Load {
                 self.report.cold_wraps += u64::from(wraps);
                 Ok(())
             }
+        }
+    }
+
+    /// One of the readers that were behind has read up to the end; the window ends with the last.
+    fn caught_up(&mut self, now: u64) {
+        self.report.caught_up += 1;
+        if self.report.caught_up == self.config.plan.cold.len() as u64 {
+            self.report.caught_up_s = Some((now - self.window_start_ns) as f64 / 1e9);
+            self.window_end_ns = now;
         }
     }
 
@@ -325,7 +388,7 @@ impl Load {
         let arrived = connection.handle(&self.buffer, |since| {
             let in_window = if open_loop { (from..to).contains(&since) } else { phase == Phase::Window };
             match (role, phase) {
-                (Role::Cold(_) | Role::Backlog(_), _) | (_, Phase::Warmup) => {}
+                (Role::Cold(_) | Role::Stalled(_) | Role::Backlog(_), _) | (_, Phase::Warmup) => {}
                 (_, Phase::Window) if in_window => recorder.latency(now - since, now),
                 (_, Phase::Grace) if in_window && open_loop => {
                     recorder.late_latency(now - since);
@@ -340,7 +403,7 @@ impl Load {
                 self.pace.record_end_to_end(&mut self.end_to_end, batch_count, to, now);
             }
             match role {
-                Role::Cold(_) | Role::Backlog(_) => {
+                Role::Cold(_) | Role::Stalled(_) | Role::Backlog(_) => {
                     self.recorder.bytes(0, arrived.body_bytes, now);
                     self.report.cold_responses += u64::from(arrived.responses);
                 }

@@ -81,6 +81,10 @@ pub struct ClientReport {
     pub unanswered: u64,
     /// Cold fetches completed.
     pub cold_responses: u64,
+    /// Readers that were behind and have caught up.
+    pub caught_up: u64,
+    /// When the last of them had, seconds after they began with the window.
+    pub caught_up_s: Option<f64>,
     /// Times a cold reader started again at its beginning, where its data is no longer cold.
     pub cold_wraps: u64,
     /// CPU of this process in the window, nanoseconds: near the window's length, the client is the limit.

@@ -45,6 +45,11 @@ pub fn verify_fetch(path: &str, log: &ServedLog, config: &ClientConfig) -> Resul
             check_one(&mut wire, log, run[at], cold_len).map_err(fail)?;
         }
     }
+    if let Some(stalled) = &config.workload.stalled {
+        for offset in config.plan.stalled.iter().take(1) {
+            check_one(&mut wire, log, *offset, stalled.max_bytes).map_err(fail)?;
+        }
+    }
     // Several outstanding on one connection come back in order.
     let few: Vec<i64> = config.plan.hot.iter().copied().take(8).collect();
     few.iter().try_for_each(|offset| wire.request(*offset, hot_len)).map_err(|e| fail(e.to_string()))?;

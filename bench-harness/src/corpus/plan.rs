@@ -3,6 +3,8 @@
 //! Only offsets that an index entry names exactly are asked for, so that no path reads a header to find a
 //! position, and every start lies at a different place in its page.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use crate::corpus::ServedLog;
@@ -27,6 +29,8 @@ pub struct FetchPlan {
     pub cold: Vec<Vec<i64>>,
     /// Bytes at the start of the log that cold fetches touch.
     pub cold_len: u64,
+    /// Where the connections start that never read.
+    pub stalled: Vec<i64>,
     /// Fetches of [`PRIME_LEN`] that cover the hot range once, before anything is measured.
     pub prime_hot: Vec<i64>,
     /// The same for old data, as much as an engine path has memory, at the end of the last cold reader's run where
@@ -45,39 +49,84 @@ impl FetchPlan {
     pub fn new(log: &ServedLog, workload: &Workload, seed: u64) -> Result<Result<Self, String>> {
         let Some(hot) = &workload.hot else { return Ok(Ok(Self::default())) };
         let hot_len = hot.region_len.min(log.len());
-        let starts = starts_in(log, log.len() - hot_len, hot.max_bytes, seed)?;
-        if starts.is_empty() {
+        let from = log.len() - hot_len;
+        let starts = if hot.spread {
+            starts_in(log, from..log.len(), hot.max_bytes, usize::MAX, None)?
+        } else {
+            starts_in(log, from..log.len(), hot.max_bytes, HOT_STARTS_MAX, Some(seed))?
+        };
+        if starts.is_empty() || (hot.spread && starts.len() < hot.connections) {
             return Ok(Err(format!(
-                "the log's last {} KiB have no indexed batch of at most {} KiB with as much behind it in its \
-                 segment",
+                "the log's last {} KiB have too few indexed batches of at most {} KiB with as much behind them in \
+                 their segment",
                 hot_len >> 10,
                 hot.max_bytes >> 10
             )));
         }
-        let prime_hot = run_through(log, log.len() - hot_len, log.len(), PRIME_LEN)?;
+        let prime_hot = run_through(log, from, log.len(), PRIME_LEN)?;
         let mut plan = Self { hot: starts, hot_len, prime_hot, ..Self::default() };
-        if let Some(cold) = &workload.cold {
+        if let Some(why) = plan.add_cold(log, workload)? {
+            return Ok(Err(why));
+        }
+        if let Some(stalled) = &workload.stalled {
             plan.cold_len = log.len().saturating_sub(hot_len + GAP_LEN);
-            let share = plan.cold_len / cold.readers as u64;
-            if share < COLD_LEN_MIN {
-                return Ok(Err(format!(
-                    "{} cold reader(s) need {} MiB each of old segments, the log has {} MiB for each",
-                    cold.readers,
-                    COLD_LEN_MIN >> 20,
-                    share >> 20
-                )));
+            let starts =
+                starts_in(log, 0..plan.cold_len, stalled.max_bytes, stalled.connections, Some(seed))?;
+            if starts.is_empty() {
+                return Ok(Err(format!("no segment holds {} MiB to ask for", stalled.max_bytes >> 20)));
             }
-            for reader in 0..cold.readers as u64 {
-                let run = run_through(log, reader * share, (reader + 1) * share, cold.max_bytes)?;
-                if run.is_empty() {
-                    return Ok(Err("the log's indexes have too few entries to read along".to_string()));
-                }
-                plan.cold.push(run);
-            }
-            let memory_len = workload.memory_len.unwrap_or(0).min(plan.cold_len / 4);
-            plan.prime_cold = run_through(log, plan.cold_len - memory_len, plan.cold_len, PRIME_LEN)?;
+            plan.stalled = starts.iter().copied().cycle().take(stalled.connections).collect();
+            plan.prime_old(log, workload)?;
         }
         Ok(Ok(plan))
+    }
+
+    /// Plans the cold readers. Returns why the log is too small for them, if it is.
+    fn add_cold(&mut self, log: &ServedLog, workload: &Workload) -> Result<Option<String>> {
+        let Some(cold) = &workload.cold else { return Ok(None) };
+        if let Some(len) = cold.behind_len {
+            self.cold_len = log.len() - self.hot_len;
+            if self.cold_len < len {
+                return Ok(Some(format!("the log has less than {} MiB to catch up with", len >> 20)));
+            }
+            let run = run_through(log, log.len() - len, log.len(), cold.max_bytes)?;
+            self.cold = vec![run; cold.readers];
+            return Ok(None);
+        }
+        self.cold_len = log.len().saturating_sub(self.hot_len + GAP_LEN);
+        let share = self.cold_len / cold.readers as u64;
+        if share < COLD_LEN_MIN {
+            return Ok(Some(format!(
+                "{} cold reader(s) need {} MiB each of old segments, the log has {} MiB for each",
+                cold.readers,
+                COLD_LEN_MIN >> 20,
+                share >> 20
+            )));
+        }
+        for reader in 0..cold.readers as u64 {
+            let run = run_through(log, reader * share, (reader + 1) * share, cold.max_bytes)?;
+            if run.is_empty() {
+                return Ok(Some("the log's indexes have too few entries to read along".to_string()));
+            }
+            self.cold.push(run);
+        }
+        self.prime_old(log, workload)?;
+        Ok(None)
+    }
+
+    fn prime_old(&mut self, log: &ServedLog, workload: &Workload) -> Result<()> {
+        let memory_len = workload.memory_len.unwrap_or(0).min(self.cold_len / 4);
+        self.prime_cold = run_through(log, self.cold_len - memory_len, self.cold_len, PRIME_LEN)?;
+        Ok(())
+    }
+
+    /// What hot connection number `at` of `connections` chooses from.
+    pub fn hot_of(&self, at: usize, connections: usize, spread: bool) -> &[i64] {
+        if !spread {
+            return &self.hot;
+        }
+        let count = self.hot.len();
+        &self.hot[at * count / connections..(at + 1) * count / connections]
     }
 }
 
@@ -110,13 +159,23 @@ fn is_exact(log: &ServedLog, start: &Start, len: u32) -> Result<bool> {
     Ok(header.last_offset().get() == start.offset && header.batch_len().get() <= u64::from(len))
 }
 
-fn starts_in(log: &ServedLog, from: u64, len: u32, seed: u64) -> Result<Vec<i64>> {
+/// At most `count_max` starts of fetches of `len` that end within their segment; shuffled with a seed, in the order
+/// of the log without.
+fn starts_in(
+    log: &ServedLog,
+    range: Range<u64>,
+    len: u32,
+    count_max: usize,
+    seed: Option<u64>,
+) -> Result<Vec<i64>> {
     let fits = |start: &Start| start.position + u64::from(len) <= log.segment_len(start.segment);
-    let mut found: Vec<Start> = starts(log, from, log.len()).filter(fits).collect();
-    fastrand::Rng::with_seed(seed).shuffle(&mut found);
-    let mut offsets = Vec::with_capacity(HOT_STARTS_MAX);
+    let mut found: Vec<Start> = starts(log, range.start, range.end).filter(fits).collect();
+    if let Some(seed) = seed {
+        fastrand::Rng::with_seed(seed).shuffle(&mut found);
+    }
+    let mut offsets = Vec::with_capacity(count_max.min(found.len()));
     for start in found {
-        if offsets.len() == HOT_STARTS_MAX {
+        if offsets.len() == count_max {
             break;
         }
         if is_exact(log, &start, len)? {
@@ -182,6 +241,20 @@ mod tests {
             covered = at + body.len as u64;
         }
         assert!(covered > 22 << 20, "covered {covered}");
+    }
+
+    /// Readers that are spread out have parts of the hot region of their own that together are all of it.
+    #[test]
+    fn spread_readers_share_no_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let shape = Shape { cold_segments: 1, segment_len: 1 << 20, hot_len: 68 << 20 };
+        let log = ServedLog::open(&ensure(dir.path(), shape, |_, _| {}).unwrap()).unwrap();
+        let plan = FetchPlan::new(&log, &workload("spread-64k"), 7).unwrap().unwrap();
+        let parts: Vec<_> = (0..64).map(|at| plan.hot_of(at, 64, true)).collect();
+        assert!(parts.iter().all(|part| !part.is_empty()));
+        assert!(parts.windows(2).all(|two| two[0].last() < two[1].first()));
+        assert_eq!(parts.concat(), plan.hot);
+        assert_eq!(plan.hot_of(5, 64, false), plan.hot);
     }
 
     /// A log too small for cold readers is a reason to skip, not an error.

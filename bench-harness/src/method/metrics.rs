@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::method::window::Observed;
 use crate::record::Recorded;
+use crate::results::stats::median;
 use crate::results::{Metrics, round_latencies};
 use crate::workload::{Kind, Workload};
 
@@ -65,6 +66,12 @@ pub(super) fn derive(
     metrics.disk_read_bytes = difference(observed.counters.map(|c| c.disk_read_len));
     metrics.resident_before = observed.resident_before;
     metrics.resident_after = observed.resident_after;
+    let [before, after] = observed.memory;
+    metrics.server_memory_growth_bytes = before[0].zip(after[0]).map(|(before, after)| after - before);
+    metrics.catch_up_gb_per_s = workload
+        .catch_up_len()
+        .zip(observed.report.caught_up_s)
+        .map(|(len, seconds)| len as f64 / 1e9 / seconds);
     let mut flags = flags(workload, observed, seconds, cpu_s, busy_s, &metrics);
     if !uses_page_cache {
         flags.retain(|flag| !flag.starts_with("hot-"));
@@ -76,7 +83,9 @@ pub(super) fn derive(
             flags.push("cold-cpu-includes-hot".to_string());
         }
     }
-    (metrics, flags, extra(observed, seconds, cpu_s, busy_s))
+    let mut extra = extra(observed, seconds, cpu_s, busy_s);
+    extra.extend(step_medians(workload, observed));
+    (metrics, flags, extra)
 }
 
 fn difference(values: [Option<u64>; 2]) -> Option<f64> {
@@ -166,14 +175,41 @@ fn flags(
     if workload.kind == Kind::Fetch {
         flag(observed.resident_before.is_none_or(|share| share < HOT_RESIDENT_MIN), "hot-not-resident");
         flag(observed.resident_after.is_none_or(|share| share < HOT_RESIDENT_MIN), "hot-evicted");
+        let behind = workload.catch_up_len().is_some();
+        flag(behind && observed.report.caught_up_s.is_none(), "not-caught-up");
     }
     if workload.is_cold() {
         flag(!observed.cold_resident_before.is_some_and(cold_enough), "not-cold");
-        let cold_bytes = observed.report.hot.cold_bytes as f64;
+        // Readers that are equally far behind may share what the disk delivered.
+        let behind = workload.catch_up_len().is_some();
+        let sharers = if behind { workload.cold.as_ref().map_or(1, |cold| cold.readers) } else { 1 };
+        let cold_bytes = observed.report.hot.cold_bytes as f64 / sharers as f64;
         let beyond = metrics.disk_read_bytes.is_none_or(|read| cold_bytes > read * COLD_BEYOND_DISK_MAX);
         flag(cold_bytes > 0.0 && beyond, "cold-beyond-disk");
     }
     flags
+}
+
+/// Hot latency before, during and after cold readers that come and go: medians over the points of the series, so
+/// that each point counts alike.
+fn step_medians(workload: &Workload, observed: &Observed) -> Vec<(&'static str, f64)> {
+    let Some((from, until)) =
+        workload.cold.as_ref().and_then(|cold| cold.from_seconds.zip(cold.until_seconds))
+    else {
+        return Vec::new();
+    };
+    let (from, until) = ((from * 1e3) as u64, (until * 1e3) as u64);
+    let spans = [
+        ("step_p50_us_before", 0..from),
+        ("step_p50_us_during", from..until),
+        ("step_p50_us_after", until..u64::MAX),
+    ];
+    let points = &observed.report.hot.series;
+    let of = |span: &std::ops::Range<u64>| {
+        let within = points.iter().filter(|point| span.contains(&(point.t_ms - 1)));
+        median(&within.filter_map(|point| point.p50_us).collect::<Vec<_>>())
+    };
+    spans.iter().filter_map(|(name, span)| Some((*name, of(span)?))).collect()
 }
 
 fn extra(observed: &Observed, seconds: f64, cpu_s: f64, busy_s: f64) -> BTreeMap<&'static str, f64> {
@@ -194,6 +230,13 @@ fn extra(observed: &Observed, seconds: f64, cpu_s: f64, busy_s: f64) -> BTreeMap
         if observed.marks[1].produced.is_some() && acked > 0.0 {
             extra.insert("disk_write_per_acked_byte", written / acked);
         }
+    }
+    let names = [
+        ["server_resident_bytes_before", "tcp_bytes_before"],
+        ["server_resident_bytes_after", "tcp_bytes_after"],
+    ];
+    for (name, value) in names.into_iter().flatten().zip(observed.memory.into_iter().flatten()) {
+        extra.extend(value.map(|value| (name, value)));
     }
     if let Some(share) = observed.cold_resident_before {
         extra.insert("cold_resident_before", share);

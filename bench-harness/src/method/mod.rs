@@ -2,6 +2,7 @@
 //! process; write every round as it ends; sum up. Nothing is repeated and nothing is dropped: what was odd about
 //! a window is a flag in its line.
 
+mod calibrate;
 mod memory_group;
 mod metrics;
 mod page_cache;
@@ -249,6 +250,10 @@ impl Runner<'_> {
             }
             if let Some(reason) = path.unfit_for(workload) {
                 skip(Some(path.name), reason, file)?;
+                continue;
+            }
+            if path.is_calibration && !calibrate::is_available() {
+                skip(Some(path.name), "fio is not installed, or does not run", file)?;
                 continue;
             }
             self.progress.set_message(format!("verify {} {}", workload.name, path.name));

@@ -71,6 +71,24 @@ fn parse_diskstats(stats: &str, device: &str) -> Option<(u64, u64)> {
     Some((field(5)? * SECTOR_LEN, field(9)? * SECTOR_LEN))
 }
 
+/// Bytes of memory a process has resident, and bytes all TCP sockets of the machine hold.
+pub(super) fn memory_of(pid: u32) -> [Option<f64>; 2] {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let sockets = fs::read_to_string("/proc/net/sockstat").unwrap_or_default();
+    [resident_len(&status), tcp_len(&sockets)]
+}
+
+fn resident_len(status: &str) -> Option<f64> {
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    kib.trim().trim_end_matches(" kB").parse().ok().map(|kib: f64| kib * 1024.0)
+}
+
+fn tcp_len(sockets: &str) -> Option<f64> {
+    let tcp = sockets.lines().find_map(|line| line.strip_prefix("TCP:"))?;
+    let pages = tcp.split_whitespace().skip_while(|word| *word != "mem").nth(1)?;
+    pages.parse().ok().map(|pages: f64| pages * rustix::param::page_size() as f64)
+}
+
 /// Kernel workers of a process's rings. They outlive their work by seconds, so the count at a window's end is
 /// the window's maximum.
 pub(super) fn iowq_threads(pid: u32) -> u64 {
@@ -106,6 +124,16 @@ mod tests {
         let line = " 254 0 vda 29264 5987 3266418 10907 6586 8881 879024 3219 0 4988 14501 0 0 0 0 0 0\n";
         assert_eq!(parse_diskstats(line, "vda"), Some((3_266_418 * 512, 879_024 * 512)));
         assert_eq!(parse_diskstats(line, "vda1"), None);
+    }
+
+    /// Resident memory is in KiB, that of sockets in pages.
+    #[test]
+    fn memory_is_bytes() {
+        assert_eq!(resident_len("VmHWM:\t  9 kB\nVmRSS:\t   512 kB\n"), Some(524_288.0));
+        let pages =
+            tcp_len("sockets: used 9\nTCP: inuse 5 orphan 0 tw 0 alloc 6 mem 3\nUDP: inuse 0 mem 7\n");
+        assert_eq!(pages, Some(3.0 * rustix::param::page_size() as f64));
+        assert!(memory_of(std::process::id())[0].is_some_and(|len| len > 65_536.0));
     }
 
     /// The real files have the shape this reads.

@@ -14,8 +14,8 @@ use crate::interrupt;
 use crate::ipc::Peer;
 use crate::method::memory_group::MemoryGroup;
 use crate::method::page_cache::{drop_range, free_len_max, resident_share, warm_range};
-use crate::method::proc::{Counters, iowq_threads};
-use crate::method::{Env, metrics};
+use crate::method::proc::{Counters, iowq_threads, memory_of};
+use crate::method::{Env, calibrate, metrics};
 use crate::paths::{Path, Role};
 use crate::results::{Metrics, Round};
 use crate::server::{Command, Mark, Ready, ServerConfig};
@@ -55,6 +55,8 @@ pub(super) struct Observed {
     pub(super) resident_after: Option<f64>,
     pub(super) cold_resident_before: Option<f64>,
     pub(super) backed_len: u64,
+    /// Of the server and of all sockets: before there was a client, and at the window's end.
+    pub(super) memory: [[Option<f64>; 2]; 2],
 }
 
 /// A running server process.
@@ -161,6 +163,9 @@ pub(super) fn client_config(env: &Env, cell: &Cell<'_>, port: u16, seed: u64) ->
 /// Runs one window and turns it into a round.
 pub(super) fn run(env: &mut Env, cell: &Cell<'_>, round: usize) -> Result<Round> {
     interrupt::check()?;
+    if cell.path.is_calibration {
+        return calibrate::run(env, cell, round);
+    }
     let mut server = Server::start(env, cell)?;
     let note = server.ready.note.clone();
     let prepared = match cell.workload.append.as_ref().filter(|append| append.backlog_len > 0) {
@@ -220,7 +225,8 @@ fn prepare(env: &Env, cell: &Cell<'_>, port: u16) -> Result<Prepared> {
     if cell.workload.is_cold() {
         drop_range(log, 0..cell.plan.cold_len)?;
         prepared.freed_at = Instant::now();
-        prepared.backed_len = backed_len_of(env, cell.workload).min(cell.plan.cold_len);
+        let read_len = cell.workload.catch_up_len().unwrap_or(u64::MAX).min(cell.plan.cold_len);
+        prepared.backed_len = backed_len_of(env, cell.workload).min(read_len);
         warm_range(log, 0..prepared.backed_len)?;
     }
     warm_range(log, hot.clone())?;
@@ -272,6 +278,7 @@ fn with_client(
         filled_end: server.ready.filled_end,
         ..client_config(env, cell, server.ready.port, round as u64)
     };
+    let memory_before = memory_of(server.peer.pid());
     let mut client = Peer::spawn("client", &config)?;
     match client.receive(START_TIMEOUT)? {
         ClientEvent::Ready => {}
@@ -298,6 +305,7 @@ fn with_client(
         }
     };
     let iowq_threads = iowq_threads(server.peer.pid());
+    let memory = [memory_before, memory_of(server.peer.pid())];
     client.finish(END_TIMEOUT)?;
     let resident_after =
         cell.log.and_then(|log| resident_share(log, log.len() - cell.plan.hot_len..log.len()));
@@ -311,6 +319,7 @@ fn with_client(
         resident_after,
         cold_resident_before: prepared.cold_resident_before,
         backed_len: prepared.backed_len,
+        memory,
     })
 }
 
@@ -335,6 +344,7 @@ fn without_client(env: &Env, cell: &Cell<'_>, server: &mut Server, prepared: Pre
         resident_after: None,
         cold_resident_before: None,
         backed_len: 0,
+        memory: [[None; 2]; 2],
     })
 }
 

@@ -47,6 +47,8 @@ pub struct Path {
     pub append: bool,
     /// Appends durably and serves readers at the tail.
     pub tail: bool,
+    /// Serves nobody: reads the corpus as fast as one plain reader can, for what is measured in relation to that.
+    pub is_calibration: bool,
     /// Delivery mode that every request forces, if any.
     pub mode: Option<Mode>,
     /// Whether the main job runs it.
@@ -65,6 +67,7 @@ const NONE: Path = Path {
     cold: false,
     append: false,
     tail: false,
+    is_calibration: false,
     mode: None,
     main: true,
     listed: true,
@@ -113,6 +116,12 @@ pub static PATHS: &[Path] = &[
         fetch: true,
         cold: true,
         serve: pool::serve,
+        ..NONE
+    },
+    Path {
+        name: "fio_direct",
+        about: "no server: fio with one job, direct, 1 MiB, depth 1, over what readers catch up with",
+        is_calibration: true,
         ..NONE
     },
     Path {
@@ -248,6 +257,9 @@ impl Path {
 
     /// Whether the path has nothing to do with this kind of workload.
     pub fn is_of_other_kind(&self, workload: &Workload) -> bool {
+        if self.is_calibration {
+            return workload.catch_up_len().is_none();
+        }
         !match workload.kind {
             Kind::Fetch => self.fetch,
             Kind::Append => self.append,
@@ -258,6 +270,9 @@ impl Path {
     /// Why this path cannot run that workload, if it cannot.
     pub fn unfit_for(&self, workload: &Workload) -> Option<&'static str> {
         let (able, why) = match workload.kind {
+            _ if self.is_calibration => {
+                (workload.catch_up_len().is_some(), "only readers that catch up need it")
+            }
             Kind::Fetch if workload.is_cold() && self.fetch => {
                 (self.cold, "the path serves from memory only, the workload reads more than memory holds")
             }
@@ -281,11 +296,14 @@ mod tests {
     fn the_table_is_sound() {
         for (at, path) in PATHS.iter().enumerate() {
             assert!(PATHS[..at].iter().all(|other| other.name != path.name), "{} twice", path.name);
-            assert!(path.fetch || path.append || path.tail, "{} can do nothing", path.name);
+            let able = path.fetch || path.append || path.tail || path.is_calibration;
+            assert!(able, "{} can do nothing", path.name);
             assert!(path.fetch || !path.cold, "{} is cold without fetch", path.name);
         }
         for workload in &Workload::all() {
-            let fits = |path: &&Path| path.role == Role::Baseline && path.unfit_for(workload).is_none();
+            let fits = |path: &&Path| {
+                path.role == Role::Baseline && !path.is_calibration && path.unfit_for(workload).is_none()
+            };
             assert!(PATHS.iter().any(|path| fits(&path)), "{} has no baseline", workload.name);
         }
     }

@@ -81,6 +81,8 @@ metrics! {
     served_per_s: More,
     /// Body bytes delivered to cold readers, 1e9 bytes per second.
     cold_gb_per_s: More,
+    /// Log bytes per second at which readers that were behind caught up, 1e9 per second; that of the last of them.
+    catch_up_gb_per_s: More,
     /// CPU seconds of the server process per 1e9 bytes delivered (fetch) or appended (append, tail).
     server_cpu_s_per_gb: Less,
     /// CPU microseconds of the server process per response (fetch) or acknowledged append.
@@ -119,6 +121,8 @@ metrics! {
     resident_before: Neither,
     /// The same after it.
     resident_after: Neither,
+    /// Bytes by which the server's resident memory grew from before the first connection to the window's end.
+    server_memory_growth_bytes: Neither,
 }
 
 /// Fields that are counts and are written without a fraction.
@@ -143,7 +147,7 @@ pub struct Round {
     pub extra: BTreeMap<&'static str, f64>,
     /// All latencies.
     pub latencies: Histogram<u64>,
-    /// Ten points a second.
+    /// Twenty points a second.
     pub series: Vec<Point>,
 }
 

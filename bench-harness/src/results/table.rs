@@ -31,6 +31,12 @@ fn columns(workload: &Workload) -> Vec<(&'static str, &'static str, usize)> {
                 columns.push(("cold GB/s", "cold_gb_per_s", 2));
                 columns.push(("CPU us/cold MB", "server_cpu_us_per_cold_mb", 0));
             }
+            if workload.catch_up_len().is_some() {
+                columns.push(("catch-up GB/s", "catch_up_gb_per_s", 2));
+            }
+            if workload.stalled.is_some() {
+                columns.push(("memory grown by", "server_memory_growth_bytes", 0));
+            }
             columns
         }
         Kind::Fetch => vec![
