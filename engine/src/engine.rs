@@ -280,7 +280,7 @@ impl Starter<'_> {
         report: &ProbeReport,
         service: &mut impl FnMut(usize) -> S,
     ) -> Result<Started, StartError> {
-        let config = UringConfig::new(self.options.limits.clone(), report.clone());
+        let config = UringConfig::new(self.options.limits.clone(), report.clone()).tuned(self.options.ring);
         self.start(service, move |ends: Ends<UringPlatform>| {
             let config = config.clone();
             let driver = UringDriver::new(config, ends.listener, ends.inbox, ends.helper, ends.replies);

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use rohrpost_engine_core::limits::ShardLimits;
-use rohrpost_engine_linux::uring::FeatureMask;
+use rohrpost_engine_linux::uring::{FeatureMask, UringTuning};
 
 /// Most shards of one engine: more than machines have cores.
 pub(crate) const SHARDS_MAX: usize = 1024;
@@ -43,6 +43,8 @@ pub struct EngineOptions {
     pub congestion_control: Option<String>,
     /// Kernel features that the io_uring driver must not use, for tests and measurements.
     pub feature_mask: FeatureMask,
+    /// How the io_uring driver waits and submits.
+    pub ring: UringTuning,
     /// Threads for steps beside the data path: recovery, new segments, seals.
     pub helper_threads: usize,
     /// Requests of handles that may wait for one shard.
@@ -63,6 +65,7 @@ impl EngineOptions {
             listen: None,
             congestion_control: None,
             feature_mask: FeatureMask::default(),
+            ring: UringTuning::default(),
             helper_threads: 2,
             requests_max: 65_536,
             lock_patience_ms: 10_000,

@@ -1,12 +1,14 @@
-//! `engine`, `engine_poll`, `engine_<mode>`, `engine_direct_splice` and `engine_buffered`: our engine, its server a service on the shard.
-//! The rows differ in driver, forced mode and write mode, and in nothing else.
+//! `engine`, `engine_poll`, `engine_<mode>`, `engine_direct_splice` and `engine_buffered`: our engine,
+//! its server a service on the shard.
+//! The rows differ in driver, forced mode, write mode and one idea left out or added, and in nothing else.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
-use rohrpost_engine::linux::uring::FeatureMask;
+use rohrpost_engine::linux::uring::{Feature, FeatureMask};
 use rohrpost_engine::{
     ByteCount, DriverChoice, DriverInUse, Durability, Engine, EngineOptions, LogConfig, Mode, TopicPartition,
     WriteMode,
@@ -20,6 +22,9 @@ use crate::server::producer::{Producer, Reports};
 use crate::server::schedule::Schedule;
 use crate::server::service::{BenchService, WIRE_MODES};
 use crate::workload::{Append, Kind, Workload};
+
+/// How long `engine_spin` looks before it sleeps: longer than a wake-up takes, and than a client's turn.
+const SPIN: Duration = Duration::from_micros(200);
 
 fn failed(why: impl ToString) -> BenchError {
     BenchError::Process { who: "server", why: why.to_string() }
@@ -53,6 +58,20 @@ pub(super) fn serve_poll_by_splice(context: &mut ServerContext) -> Result<()> {
     serve_tuned(context, DriverChoice::Poll, WriteMode::Direct, |options| {
         options.limits.cold_by_splice = true
     })
+}
+
+pub(super) fn serve_unregistered(context: &mut ServerContext) -> Result<()> {
+    serve_tuned(context, DriverChoice::Uring, WriteMode::Direct, |options| {
+        options.feature_mask = options.feature_mask.forbid(Feature::FixedBuffers);
+    })
+}
+
+pub(super) fn serve_one_enter(context: &mut ServerContext) -> Result<()> {
+    serve_tuned(context, DriverChoice::Uring, WriteMode::Direct, |options| options.ring.one_enter = true)
+}
+
+pub(super) fn serve_spin(context: &mut ServerContext) -> Result<()> {
+    serve_tuned(context, DriverChoice::Uring, WriteMode::Direct, |options| options.ring.spin = SPIN)
 }
 
 /// The engine's log directory, and the partitions to open in it.

@@ -77,6 +77,9 @@ const NONE: Path = Path {
 const ENGINE_MODE: Path =
     Path { role: Role::Engine, fetch: true, cold: true, main: false, serve: engine::serve, ..NONE };
 
+/// The engine with one idea left out or added.
+const ENGINE_ABLATION: Path = Path { append: true, tail: true, ..ENGINE_MODE };
+
 /// Every path there is.
 pub static PATHS: &[Path] = &[
     Path {
@@ -225,6 +228,24 @@ pub static PATHS: &[Path] = &[
         main: false,
         serve: engine::serve_buffered,
         ..NONE
+    },
+    Path {
+        name: "engine_unregistered",
+        about: "the engine on io_uring without registered buffers: the kernel pins memory for every transfer",
+        serve: engine::serve_unregistered,
+        ..ENGINE_ABLATION
+    },
+    Path {
+        name: "engine_one_enter",
+        about: "the engine on io_uring, disk operations and sends of a turn in one submission",
+        serve: engine::serve_one_enter,
+        ..ENGINE_ABLATION
+    },
+    Path {
+        name: "engine_spin",
+        about: "the engine on io_uring, which looks for 200 us before it sleeps",
+        serve: engine::serve_spin,
+        ..ENGINE_ABLATION
     },
     Path {
         name: "skeleton",

@@ -1,5 +1,7 @@
 //! What a ring driver is made of, what it costs in memory, and what it counts.
 
+use std::time::Duration;
+
 use rohrpost_engine_core::limits::ShardLimits;
 use rohrpost_engine_core::types::ByteCount;
 
@@ -8,6 +10,17 @@ use super::net_ops::ConnTable;
 use super::probe::ProbeReport;
 use super::ring::RingSizes;
 use crate::pipe::{PIPE_LEN, PIPES_MAX};
+
+/// How a ring's driver waits and submits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UringTuning {
+    /// How long an idle shard looks for completions before it sleeps. Zero, the default, sleeps at once. Saves the
+    /// time a sleeping core takes to wake, for as much of a core as the shard would have slept.
+    pub spin: Duration,
+    /// Submits disk operations together with the turn's sends instead of before them. Only for measuring what
+    /// that costs: a write then starts when the sends are done.
+    pub one_enter: bool,
+}
 
 /// What a driver is made of.
 #[derive(Clone, Debug)]
@@ -22,18 +35,26 @@ pub struct UringConfig {
     pub recv_buf_count: u16,
     /// Kernel worker threads per class (syncs, buffered writes), per shard.
     pub workers_max: u32,
+    /// How it waits and submits.
+    pub tuning: UringTuning,
 }
 
 impl UringConfig {
     /// Defaults for a shard of these limits.
     pub fn new(limits: ShardLimits, report: ProbeReport) -> Self {
         let recv_buf_count = limits.connections_max.next_power_of_two().clamp(64, 512) as u16;
-        Self { limits, report, recv_buf_len: 16 << 10, recv_buf_count, workers_max: 4 }
+        let tuning = UringTuning::default();
+        Self { limits, report, recv_buf_len: 16 << 10, recv_buf_count, workers_max: 4, tuning }
+    }
+
+    /// The same, tuned.
+    pub fn tuned(self, tuning: UringTuning) -> Self {
+        Self { tuning, ..self }
     }
 
     /// What the driver's memory goes to, apart from the arena; the queues count as locked memory.
     pub fn bill(&self) -> [(&'static str, ByteCount); 4] {
-        let sizes = ring_sizes(&self.limits, self.recv_buf_count, self.workers_max);
+        let sizes = ring_sizes(self);
         let queues = u64::from(sizes.submissions) * 68 + u64::from(sizes.completions) * 16;
         let buffers = self.recv_buf_len * usize::from(self.recv_buf_count);
         let tables = ConnTable::slot_len() * self.limits.connections_max as usize
@@ -76,10 +97,17 @@ pub struct UringCounters {
 
 /// Room for every completion that can be outstanding: one per disk operation, a send, a cancellation
 /// and the end of a receive per connection, one per receive buffer, and a burst of accepts.
-pub(super) fn ring_sizes(limits: &ShardLimits, recv_buf_count: u16, workers_max: u32) -> RingSizes {
+pub(super) fn ring_sizes(config: &UringConfig) -> RingSizes {
+    let limits = &config.limits;
     let reads = (limits.cold_read_bytes_max.get() / limits.cold_read_len.get().max(1)) as u32;
     let disk = limits.commits_in_flight_max + reads;
-    let completions = 2 * disk + 4 * limits.connections_max + u32::from(recv_buf_count) + 64;
+    let completions = 2 * disk + 4 * limits.connections_max + u32::from(config.recv_buf_count) + 64;
     let submissions = (disk + limits.connections_max).next_power_of_two().clamp(64, 1024);
-    RingSizes { submissions, completions: completions.next_power_of_two().min(65_536), workers_max }
+    let completions = completions.next_power_of_two().min(65_536);
+    RingSizes {
+        submissions,
+        completions,
+        workers_max: config.workers_max,
+        spins: !config.tuning.spin.is_zero(),
+    }
 }

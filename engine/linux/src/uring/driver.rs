@@ -1,6 +1,6 @@
 //! The turn: operations into the ring, completions out of it.
 //!
-//! Owns the ring and every table. Always holds: at most two `io_uring_enter` per turn, the first only
+//! Owns the ring and every table. Always holds: at most two `io_uring_enter` per turn (unless tuned to spin), the first only
 //! if there are disk operations, which thereby start before the sends of the same turn; completions of
 //! disk operations are reported before those of sockets; what the kernel may still write to is freed
 //! only after its last completion, in `drop` as well.
@@ -17,7 +17,7 @@ use rohrpost_engine_core::types::{Nanos, Timestamp};
 
 use super::UringPlatform;
 use super::accept::Acceptor;
-use super::config::{UringConfig, UringCounters, ring_sizes};
+use super::config::{UringConfig, UringCounters, UringTuning, ring_sizes};
 use super::disk_ops::DiskTable;
 use super::features::{Feature, FeatureSet, Missing, Reason};
 use super::net_ops::ConnTable;
@@ -43,6 +43,7 @@ pub struct UringDriver {
     pages: PageRound,
     replies: Box<dyn ReplySink<UringPlatform>>,
     wake_armed: bool,
+    tuning: UringTuning,
     cqes: Vec<Cqe>,
     missing: Vec<Missing>,
     counters: UringCounters,
@@ -66,7 +67,7 @@ impl UringDriver {
     ) -> Result<Self, SetupError> {
         let limits = &config.limits;
         let mut missing = config.report.missing.clone();
-        let sizes = ring_sizes(limits, config.recv_buf_count, config.workers_max);
+        let sizes = ring_sizes(&config);
         let mut ring = Ring::new(sizes, config.report.features, &mut missing)?;
         let no_memory = |error: std::io::Error| SetupError::Other { errno: errno_of_io(&error) };
         let pool = RecvPool::new(config.recv_buf_count, config.recv_buf_len).map_err(no_memory)?;
@@ -93,6 +94,7 @@ impl UringDriver {
             helper,
             replies,
             wake_armed: false,
+            tuning: config.tuning,
             cqes: Vec::with_capacity(ring.completion_capacity()),
             missing,
             counters: UringCounters::default(),
@@ -213,7 +215,9 @@ impl UringDriver {
                     op => self.disk.push(&mut self.ring, op)?,
                 }
             }
-            self.ring.submit()?;
+            if !self.tuning.one_enter {
+                self.ring.submit()?;
+            }
         }
         self.conns.feed_starved(&mut self.ring)?;
         for op in ops.net.drain(..) {
@@ -257,7 +261,11 @@ impl UringDriver {
         let deadline = if busy { None } else { earlier(deadline, self.acceptor.deadline()) };
         let timeout = deadline.map(|at| Duration::from_nanos(at.get().saturating_sub(mono_now().get())));
         let want = u32::from(!busy && timeout != Some(Duration::ZERO));
-        let result = self.ring.submit_and_wait(want, timeout);
+        let spin = self.tuning.spin.min(timeout.unwrap_or(Duration::MAX));
+        let result = match want > 0 && !spin.is_zero() && self.ring.spin(spin)? {
+            true => Ok(()),
+            false => self.ring.submit_and_wait(want, timeout),
+        };
         self.inbox.after_wait();
         result
     }

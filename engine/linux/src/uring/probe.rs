@@ -50,7 +50,7 @@ pub fn probe(mask: FeatureMask) -> Result<ProbeReport, SetupError> {
         let reason = if mask.forbids(feature) { Some(Reason::Masked) } else { needs(feature, wanted) };
         missing.extend(reason.map(|reason| Missing { feature, reason }));
     }
-    let sizes = RingSizes { submissions: 8, completions: 16, workers_max: 1 };
+    let sizes = RingSizes { submissions: 8, completions: 16, workers_max: 1, spins: false };
     let mut ring = Ring::new(sizes, wanted, &mut missing)?;
     let mut pool = None;
     for (feature, try_feature) in TRIALS {

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::ptr::NonNull;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, opcode, squeue};
@@ -61,6 +61,8 @@ pub(crate) struct RingSizes {
     pub(crate) completions: u32,
     /// Kernel worker threads per class; applies to this thread's rings.
     pub(crate) workers_max: u32,
+    /// Whether the ring tells without a call that completions are to be worked off, for [`Ring::spin`].
+    pub(crate) spins: bool,
 }
 
 /// One io_uring instance.
@@ -189,6 +191,20 @@ impl Ring {
         self.enter(want, flags, None)
     }
 
+    /// Submits what is queued, then looks for completions without sleeping, at most for `spin`. Whether there are
+    /// any.
+    pub(crate) fn spin(&mut self, spin: Duration) -> Result<bool, RingError> {
+        self.enter(0, EnterFlags::GETEVENTS, None)?;
+        let start = Instant::now();
+        while self.uring.completion().is_empty() && start.elapsed() < spin {
+            if self.uring.submission().taskrun() {
+                self.enter(0, EnterFlags::GETEVENTS, None)?;
+            }
+            std::hint::spin_loop();
+        }
+        Ok(!self.uring.completion().is_empty())
+    }
+
     fn enter(&mut self, want: u32, flags: EnterFlags, timeout: Option<Timespec>) -> Result<(), RingError> {
         self.enter_count += 1;
         let queued = self.uring.submission().len() as u32;
@@ -300,6 +316,9 @@ fn build(sizes: RingSizes, features: FeatureSet) -> io::Result<IoUring> {
         builder.setup_defer_taskrun();
     } else if features.has(Feature::CoopTaskrun) {
         builder.setup_coop_taskrun();
+    }
+    if sizes.spins && (features.has(Feature::DeferTaskrun) || features.has(Feature::CoopTaskrun)) {
+        builder.setup_taskrun_flag();
     }
     if features.has(Feature::NoSqarray) {
         builder.setup_no_sqarray();
