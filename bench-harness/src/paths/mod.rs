@@ -178,6 +178,12 @@ pub static PATHS: &[Path] = &[
         ..ENGINE_MODE
     },
     Path {
+        name: "engine_send_ref",
+        about: "the engine on io_uring, every range by reference to the arena's pages",
+        mode: Some(Mode::SendRef),
+        ..ENGINE_MODE
+    },
+    Path {
         name: "engine_sendfile",
         about: "the engine on io_uring, every range by sendfile from the page cache",
         mode: Some(Mode::Sendfile),

@@ -15,6 +15,13 @@ const TAIL_CHUNK_SHARE: u64 = 64;
 /// limit, one request under pressure would empty the cache for nothing.
 const EVICTIONS_PER_TAKE: usize = 32;
 
+/// Share of the arena that is to be free, or about to be, while memory is sent by reference: what was lent comes
+/// back only after its pages have been replaced, which takes a helper thread some milliseconds.
+const REPLACED_AHEAD_SHARE: u64 = 8;
+
+/// As much of it as is ever needed, bytes: about ten milliseconds of a fast device.
+const REPLACED_AHEAD_LEN_MAX: u64 = 32 << 20;
+
 /// See the module documentation.
 pub(crate) struct Memory<P: Platform> {
     pub(crate) arena: P::Arena,
@@ -95,6 +102,26 @@ impl<P: Platform> Memory<P> {
             }
         }
         None
+    }
+
+    /// Takes stock of what was lent, once a turn, and evicts so far ahead that free memory does not run out
+    /// while pages are being replaced.
+    pub(crate) fn settle(&mut self) {
+        self.arena.settle();
+        let lent = self.arena.lent_len().get();
+        let can_grow = (self.slabs + 1) * SLAB_LEN.get() <= self.len_max.get() && self.grow_failed.is_none();
+        if lent == 0 || can_grow {
+            return;
+        }
+        let capacity = self.arena.capacity();
+        let ahead = (capacity.get() / REPLACED_AHEAD_SHARE).min(REPLACED_AHEAD_LEN_MAX).min(lent);
+        for _ in 0..EVICTIONS_PER_TAKE {
+            let coming = self.arena.free_len().get() + self.arena.replacing_len().get();
+            if coming >= ahead || !self.cache.evict(capacity) {
+                return;
+            }
+            self.arena.settle();
+        }
     }
 
     /// Longest chunk for a tail in this arena.

@@ -237,6 +237,7 @@ impl<P: Platform, S: Service> Shard<P, S> {
         let Self { service, core, scratch, .. } = self;
         core.patience = false;
         core.memory_short = false;
+        core.memory.settle();
         if core.memory.wants_growth() {
             ops.grow = true;
         }

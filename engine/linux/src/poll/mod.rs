@@ -32,6 +32,7 @@ use crate::file::{LinuxFile, errno_of};
 use crate::helper::ShardHelper;
 use crate::inbox::{Inbox, ReplySink};
 use crate::net::{Listener, block_sigpipe};
+use crate::reference::Reference;
 use crate::stats::DriverStats;
 use accept::{Accepting, watch_listener};
 use connections::{Connection, Connections, Transfer, from_data};
@@ -61,8 +62,15 @@ impl Platform for PollPlatform {
     type Lease = LinuxLease;
     type RecvBuf = PollRecvBuf;
 
-    const MODES: &'static [Mode] =
-        &[Mode::Send, Mode::Sendfile, Mode::Splice, Mode::DirectSend, Mode::DirectSplice, Mode::ReadSend];
+    const MODES: &'static [Mode] = &[
+        Mode::Send,
+        Mode::SendRef,
+        Mode::Sendfile,
+        Mode::Splice,
+        Mode::DirectSend,
+        Mode::DirectSplice,
+        Mode::ReadSend,
+    ];
 }
 
 /// Sizes of a driver.
@@ -114,6 +122,8 @@ pub struct PollDriver {
     listener: Option<Listener>,
     accepting: Accepting,
     connections: Connections,
+    /// Without a pipe, what is to be sent by reference is copied.
+    reference: Option<Reference>,
     recv_pool: RecvPool,
     /// Connections to receive from in this turn, and those found in it for the next.
     ready: Vec<ConnId>,
@@ -161,6 +171,7 @@ impl PollDriver {
             listener,
             accepting: Accepting::Watched,
             connections: Connections::new(config.connections_max),
+            reference: Reference::open().ok(),
             recv_pool: RecvPool::new(config.recv_buf_len, config.recv_buf_count),
             ready: Vec::with_capacity(EVENTS_MAX),
             ready_next: Vec::with_capacity(EVENTS_MAX),
@@ -222,7 +233,7 @@ impl PollDriver {
             Some(connection) => {
                 debug_assert!(connection.transfer.is_none(), "two transfers on {id:?}");
                 self.kernel_entries += 1;
-                continue_transfer(connection, &mut self.pipes, id, transfer, events);
+                continue_transfer(connection, &mut self.pipes, &mut self.reference, id, transfer, events);
             }
             None => events.push(sent(id, transfer, Err(Errno::CONNRESET))),
         }
@@ -308,7 +319,7 @@ impl PollDriver {
             && let Some(transfer) = connection.transfer.take()
         {
             self.kernel_entries += 1;
-            continue_transfer(connection, &mut self.pipes, id, transfer, events);
+            continue_transfer(connection, &mut self.pipes, &mut self.reference, id, transfer, events);
         }
     }
 
@@ -317,16 +328,10 @@ impl PollDriver {
         self.inbox.drain(events);
         for event in &events[first..] {
             if let Event::Grown(slab) = event {
-                self.watch(slab);
+                self.pages.watch(slab);
             }
         }
         self.pages.take_backed(|_| {});
-    }
-
-    /// Has lent pages of a slab replaced. The driver does so by itself for slabs that it brings; tell it of
-    /// those that the arena starts with.
-    pub fn watch(&mut self, slab: &LinuxSlab) {
-        self.pages.watch(slab);
     }
 
     /// Receives once from every connection that has something; the rest of it waits for the next turn.

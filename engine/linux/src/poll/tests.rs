@@ -8,7 +8,7 @@ use rohrpost_engine_core::platform::Arena;
 use super::*;
 use crate::helper::{Helper, RunStep};
 use crate::inbox::Mailbox;
-use crate::testing::{Options, Rig, disk_bodies, limit_bodies, net_bodies, pipe_bodies};
+use crate::testing::{Options, Rig, disk_bodies, limit_bodies, net_bodies, pipe_bodies, reference_bodies};
 
 struct NoReplies;
 
@@ -151,4 +151,19 @@ fn an_idle_turn_ends_at_its_deadline() {
     assert_eq!(rig.driver.driver.stats().kernel_entries() - entries, 1);
     let past = rig.driver.now().mono;
     rig.driver.turn(&mut rig.ops, &mut events, Some(past)).unwrap();
+}
+
+#[test]
+fn stalled_readers_get_what_was_sent_by_reference() {
+    reference_bodies::stalled_readers_get_what_was_sent(make);
+}
+
+#[test]
+fn references_survive_partial_sends_and_resets() {
+    reference_bodies::partial_sends_and_resets(make);
+}
+
+#[test]
+fn writes_see_replaced_pages() {
+    reference_bodies::writes_see_replaced_pages(make);
 }

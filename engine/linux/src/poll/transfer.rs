@@ -1,11 +1,11 @@
 //! One system call on one connection: receive, send from memory, from a file, or from a pipe.
 
 use std::io::IoSlice;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use arrayvec::ArrayVec;
 use rohrpost_engine_core::disk::Errno;
-use rohrpost_engine_core::ops::{ConnId, Event, SEND_PARTS_MAX, Send, SendFile, SendPart};
+use rohrpost_engine_core::ops::{ConnId, Event, SEND_PARTS_MAX, Send, SendFile, SendHow, SendPart};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
 use super::PollPlatform;
@@ -13,6 +13,7 @@ use super::connections::{Connection, Transfer};
 use super::pipes::Pipes;
 use super::recv::PollRecvBuf;
 use crate::file::errno_of;
+use crate::reference::Reference;
 
 /// One receive into `buffer`; `None` when there was nothing.
 pub(super) fn receive_once(
@@ -49,13 +50,19 @@ pub(super) fn receive_once(
 pub(super) fn continue_transfer(
     connection: &mut Connection,
     pipes: &mut Pipes,
+    reference: &mut Option<Reference>,
     id: ConnId,
     transfer: Transfer,
     events: &mut Vec<Event<PollPlatform>>,
 ) {
     let result = loop {
         let result = match &transfer {
-            Transfer::Send(send) => send_parts(&connection.socket, send),
+            Transfer::Send(send) => match reference {
+                Some(reference) if send.how == SendHow::Reference => {
+                    reference.send(connection.socket.as_fd(), send)
+                }
+                _ => send_parts(&connection.socket, send),
+            },
             Transfer::File(send) => send_file(&connection.socket, send),
             Transfer::Drain(len) => pipes.drain(connection, *len),
         };

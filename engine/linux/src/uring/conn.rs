@@ -37,6 +37,8 @@ pub(super) enum Transfer {
     Memory(Send<UringPlatform>),
     /// From memory that the kernel reads in place. So many bytes were copied before it.
     ZeroCopy(Send<UringPlatform>, usize),
+    /// From memory by reference, waiting until the socket takes more.
+    Reference(Send<UringPlatform>),
     /// From a file, waiting until the socket takes more.
     File(SendFile<UringPlatform>),
     /// At most so many bytes of the connection's pipe, waiting until the socket takes more.

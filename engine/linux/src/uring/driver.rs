@@ -30,6 +30,7 @@ use crate::file::{errno_of, errno_of_io};
 use crate::helper::ShardHelper;
 use crate::inbox::{Inbox, ReplySink};
 use crate::net::{Listener, block_sigpipe};
+use crate::reference::Reference;
 use crate::stats::DriverStats;
 
 /// The io_uring driver of one shard. Made and used on the shard's thread.
@@ -81,12 +82,19 @@ impl UringDriver {
         {
             give_up(&mut ring, &mut missing, Feature::FixedBuffers, errno);
         }
+        let mut reference = None;
+        if ring.features().has(Feature::ReferencePipe) {
+            match Reference::open() {
+                Ok(pipe) => reference = Some(pipe),
+                Err(errno) => give_up(&mut ring, &mut missing, Feature::ReferencePipe, errno),
+            }
+        }
         let reads_max = limits.cold_read_bytes_max.get() / limits.cold_read_len.get().max(1);
         let commits_max = limits.commits_in_flight_max as usize;
         block_sigpipe().map_err(|errno| SetupError::Other { errno: errno_of(errno) })?;
         Ok(Self {
             disk: DiskTable::new(commits_max, reads_max as usize, limits.slabs_max()),
-            conns: ConnTable::new(limits.connections_max as usize, pool, ring.features()),
+            conns: ConnTable::new(limits.connections_max as usize, pool, reference, ring.features()),
             acceptor: Acceptor::new(listener),
             inbox,
             pages: PageRound::with_capacity(limits.slabs_max()),

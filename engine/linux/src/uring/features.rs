@@ -46,6 +46,8 @@ pub enum Feature {
     SendmsgZc,
     /// Such sends say whether the kernel copied all the same (`IORING_SEND_ZC_REPORT_USAGE`).
     ZcReport,
+    /// A pipe that arena memory goes through by reference into sockets (`vmsplice`, `splice`).
+    ReferencePipe,
 }
 
 /// What a feature is called, since when it exists, and what its absence costs.
@@ -78,6 +80,7 @@ impl Feature {
         Feature::Splice,
         Feature::SendmsgZc,
         Feature::ZcReport,
+        Feature::ReferencePipe,
     ];
 
     /// Name, first kernel, and fallback.
@@ -121,6 +124,9 @@ impl Feature {
                 "6.2",
                 "nobody says when send_zc copies all the same, so it is used only when forced",
             ),
+            Feature::ReferencePipe => {
+                ("reference_pipe", "2.6.17", "long ranges for several readers are copied into every socket")
+            }
         };
         FeatureInfo { name, since, without }
     }

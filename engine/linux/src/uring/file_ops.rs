@@ -1,7 +1,9 @@
-//! Sends whose bytes do not come from the arena: from the page cache, or from a connection's pipe.
+//! Sends beside the ring: from the page cache, from a connection's pipe, or from the arena by reference.
 //!
-//! Each is one system call beside the ring that never waits. Where the socket takes nothing, the transfer stays
+//! Each is a system call or a few that never wait. Where the socket takes nothing, the transfer stays
 //! with its connection, and a poll request in the ring says when to try again.
+
+use std::os::fd::AsFd;
 
 use io_uring::{opcode, types};
 use rohrpost_engine_core::disk::Errno;
@@ -32,7 +34,7 @@ impl ConnTable {
     }
 
     /// Gives the socket as much as it takes now, or waits until it takes something.
-    fn continue_transfer(
+    pub(super) fn continue_transfer(
         &mut self,
         ring: &mut Ring,
         slot: u32,
@@ -44,6 +46,10 @@ impl ConnTable {
             _ if conn.closing => Err(Errno::CANCELED),
             Transfer::File(file) => send_from_file(conn.socket.as_ref(), file),
             Transfer::Drain(len) => Self::drain_now(conn, &mut self.pipes.pool, *len),
+            Transfer::Reference(send) => match (&conn.socket, &mut self.reference) {
+                (Some(socket), Some(reference)) => reference.send(socket.as_fd(), send),
+                _ => Err(Errno::CONNRESET),
+            },
             _ => unreachable!("other transfers wait in the ring"),
         };
         self.inline_count += 1;
@@ -53,7 +59,14 @@ impl ConnTable {
                 self.await_writable(ring, slot)
             }
             result => {
-                events.push(Event::FileSent { conn: conn.id, result });
+                events.push(match transfer {
+                    // Interrupted before the first byte: nothing was taken, nothing is wrong.
+                    Transfer::Reference(send) if result == Err(Errno(libc::EINTR)) => {
+                        Event::Sent { result: Ok(0), send }
+                    }
+                    Transfer::Reference(send) => Event::Sent { result, send },
+                    _ => Event::FileSent { conn: conn.id, result },
+                });
                 Ok(())
             }
         }

@@ -21,6 +21,7 @@ use super::ring::{Cqe, Ring, RingError};
 use super::slab::{Key, Kind};
 use super::socket::receive_now;
 use super::zero_copy::ZeroCopies;
+use crate::reference::Reference;
 
 pub(super) type Events = Vec<Event<UringPlatform>>;
 
@@ -35,6 +36,7 @@ pub(super) struct ConnTable {
     capacity: usize,
     starved: VecDeque<ConnId>,
     pool: RecvPool,
+    pub(super) reference: Option<Reference>,
     pub(super) features: FeatureSet,
     pub(super) pipes: PipeTable,
     pub(super) zero_copies: ZeroCopies,
@@ -48,13 +50,19 @@ pub(super) struct ConnTable {
 
 impl ConnTable {
     /// A table for `capacity` connections.
-    pub(super) fn new(capacity: usize, pool: RecvPool, features: FeatureSet) -> Self {
+    pub(super) fn new(
+        capacity: usize,
+        pool: RecvPool,
+        reference: Option<Reference>,
+        features: FeatureSet,
+    ) -> Self {
         Self {
             conns: Vec::with_capacity(capacity),
             free: Vec::with_capacity(capacity),
             capacity,
             starved: VecDeque::with_capacity(capacity),
             pool,
+            reference,
             features,
             pipes: PipeTable::new(),
             zero_copies: ZeroCopies::new(),
@@ -175,6 +183,9 @@ impl ConnTable {
         assert!(matches!(conn.transfer, Transfer::None), "two transfers on {id:?}");
         if send.how == SendHow::ZeroCopy && self.features.has(Feature::SendmsgZc) {
             return self.send_zero_copy(ring, send, events);
+        }
+        if send.how == SendHow::Reference && self.reference.is_some() {
+            return self.continue_transfer(ring, id.slot, Transfer::Reference(send), events);
         }
         let all = 0..send.parts.len();
         self.send_parts(ring, send, all)

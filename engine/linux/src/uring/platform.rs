@@ -24,6 +24,7 @@ impl Platform for UringPlatform {
     const MODES: &'static [Mode] = &[
         Mode::Send,
         Mode::SendZc,
+        Mode::SendRef,
         Mode::Sendfile,
         Mode::Splice,
         Mode::DirectSend,

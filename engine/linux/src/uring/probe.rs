@@ -19,6 +19,7 @@ use super::ring::{Cqe, Ring, RingSizes};
 use super::setup_error::{SetupError, locked_memory_limit};
 use crate::file::errno_of_io;
 use crate::memory::AlignedBuffer;
+use crate::reference::Reference;
 
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -86,6 +87,7 @@ const TRIALS: &[(Feature, Trial)] = &[
     (Feature::Splice, try_splice),
     (Feature::SendmsgZc, try_sendmsg_zc),
     (Feature::ZcReport, try_zc_report),
+    (Feature::ReferencePipe, try_reference_pipe),
 ];
 
 fn try_fixed_buffers(ring: &mut Ring, _: &mut Option<RecvPool>) -> Result<(), Reason> {
@@ -162,6 +164,10 @@ fn try_zc_report(ring: &mut Ring, _: &mut Option<RecvPool>) -> Result<(), Reason
         Err(errno) => Err(reason_of(errno)),
         Ok(_) => Err(Reason::Refused(Errno::INVAL)),
     }
+}
+
+fn try_reference_pipe(_: &mut Ring, _: &mut Option<RecvPool>) -> Result<(), Reason> {
+    Reference::open().map(|_| ()).map_err(Reason::Refused)
 }
 
 /// An eventfd that is readable from the start.

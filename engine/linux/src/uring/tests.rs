@@ -10,7 +10,7 @@ use super::{Feature, FeatureMask, UringConfig, UringDriver, UringPlatform, Uring
 use crate::arena::LinuxArena;
 use crate::helper::Helper;
 use crate::inbox::{Inbox, Mailbox, ReplySink};
-use crate::testing::{Options, Rig, disk_bodies, net_bodies, skip};
+use crate::testing::{Options, Rig, disk_bodies, net_bodies, reference_bodies, skip};
 
 struct NoReplies;
 
@@ -276,4 +276,35 @@ fn entries_of_writes(driver: UringDriver, extra: u64) {
         let (turns, entries) = (after.0 - before.0, after.1 - before.1);
         assert_eq!(entries, turns + extra, "one turn had a disk operation");
     }
+}
+
+/// With the pipe, without it (then it is a copy), without registered memory, and as on a 6.1 kernel.
+fn with_and_without_references(body: impl Fn(&dyn Fn(Options) -> UringDriver)) {
+    if !available() {
+        return;
+    }
+    let none = FeatureMask::NONE;
+    for mask in [
+        none,
+        FeatureMask::KERNEL_6_1,
+        none.forbid(Feature::FixedBuffers),
+        none.forbid(Feature::ReferencePipe),
+    ] {
+        body(&|options| driver(mask, options));
+    }
+}
+
+#[test]
+fn stalled_readers_get_what_was_sent_by_reference() {
+    with_and_without_references(|make| reference_bodies::stalled_readers_get_what_was_sent(make));
+}
+
+#[test]
+fn references_survive_partial_sends_and_resets() {
+    with_and_without_references(|make| reference_bodies::partial_sends_and_resets(make));
+}
+
+#[test]
+fn writes_see_replaced_pages() {
+    with_and_without_references(|make| reference_bodies::writes_see_replaced_pages(make));
 }
