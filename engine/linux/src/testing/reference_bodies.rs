@@ -1,7 +1,6 @@
 //! Test bodies: sending by reference, with the driver and its helper replacing what was lent.
 
 use std::io::Read;
-use std::net::TcpStream;
 use std::time::Instant;
 
 use rohrpost_engine_core::disk::{Errno, OpenMode};
@@ -10,14 +9,13 @@ use rohrpost_engine_core::ops::{
 };
 use rohrpost_engine_core::platform::{Arena, Chunk, Lease};
 use rohrpost_engine_core::types::{ByteCount, Position};
-use rustix::net::sockopt;
 
 use super::{LinuxTypes, Options, PATIENCE, Rig, fill, open_file, pattern, patterned, send_of};
 use crate::arena::{LinuxArena, LinuxChunk, LinuxLease};
 use crate::file::LinuxFile;
 use crate::net::{ListenOptions, Listener};
 
-/// The socket's share of what is queued between sender and stalled reader.
+/// Send buffer of the connections. The readers' buffers have their default length, and grow only while they read.
 const BUFFER_LEN: usize = 64 << 10;
 
 /// A rig whose connections buffer little, and an arena of one slab that the driver brought.
@@ -44,20 +42,6 @@ where
 
 fn refer<P: LinuxTypes>(conn: ConnId, lease: LinuxLease) -> Send<P> {
     Send { how: SendHow::Reference, ..send_of(conn, [SendPart::Lease(lease)]) }
-}
-
-fn connect_slow<D: Driver>(
-    rig: &mut Rig<D>,
-    address: std::net::SocketAddr,
-    recv_buf_len: usize,
-) -> (TcpStream, ConnId)
-where
-    D::Platform: LinuxTypes,
-{
-    let (client, id) = rig.connect(address);
-    // After the handshake it still limits what is taken in unread.
-    sockopt::set_socket_recv_buffer_size(&client, recv_buf_len).expect("a small buffer is allowed");
-    (client, id)
 }
 
 /// Fills the whole arena with `byte`, and returns it; waits until everything lent has been replaced.
@@ -89,7 +73,7 @@ where
     let (mut rig, mut arena, address) = rig(make);
     let mut readers = Vec::new();
     for seed in 0..6 {
-        let (client, id) = connect_slow(&mut rig, address, 4096);
+        let (client, id) = rig.connect(address);
         let chunk = patterned(&mut arena, ByteCount::mib(1), seed);
         let from = 100 + seed as usize;
         rig.net(NetOp::Send(refer(id, chunk.lease(from..1_000_000))));
@@ -102,8 +86,6 @@ where
     }
     for (mut client, from, len, seed) in readers {
         let mut bytes = vec![0; len];
-        // Tells the sender of room at once, instead of at its next probe, which a stall puts far off.
-        sockopt::set_socket_recv_buffer_size(&client, 1 << 20).expect("a larger buffer is allowed");
         client.read_exact(&mut bytes).expect("all that was taken arrives");
         let wrong = (0..len).find(|&at| bytes[at] != pattern(from + at, seed));
         assert_eq!(wrong, None, "reader {seed}");
@@ -119,7 +101,7 @@ where
     let (mut rig, mut arena, address) = rig(make);
     // Beside the bounce blocks nothing is lent: that copy takes part too.
     let chunks: Vec<LinuxChunk> = (0..4).map(|seed| patterned(&mut arena, ByteCount::mib(1), seed)).collect();
-    let (client, id) = connect_slow(&mut rig, address, BUFFER_LEN);
+    let (client, id) = rig.connect(address);
     rig.net(NetOp::Send(refer(id, chunks[1].lease(0..1 << 20))));
     rig.turn();
     drop(client);
@@ -132,7 +114,7 @@ where
     });
     assert!(broken, "the peer is gone");
     rig.close(id);
-    let (mut client, id) = connect_slow(&mut rig, address, BUFFER_LEN);
+    let (mut client, id) = rig.connect(address);
     let reader = std::thread::spawn(move || {
         let mut bytes = vec![0; 3_000_000];
         let mut at = 0;
