@@ -1,9 +1,9 @@
 //! The turn: operations into the ring, completions out of it.
 //!
-//! Owns the ring and every table. Always holds: at most two `io_uring_enter` per turn (unless tuned to spin), the first only
-//! if there are disk operations, which thereby start before the sends of the same turn; completions of
-//! disk operations are reported before those of sockets; what the kernel may still write to is freed
-//! only after its last completion, in `drop` as well.
+//! Owns the ring and every table. Always holds: at most two `io_uring_enter` per turn unless it is tuned to
+//! spin, the first only if there are disk operations, which thereby start before the sends of the same turn;
+//! completions of disk operations are reported before those of sockets; what the kernel may still write to is
+//! freed only after its last completion, in `drop` as well.
 
 mod wind_down;
 
