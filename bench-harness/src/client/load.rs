@@ -65,7 +65,9 @@ pub(super) fn run(config: ClientConfig) -> Result<()> {
     ipc::child_send(&ClientEvent::Ready)?;
     let Some(go) = ipc::child_receive::<Go>()? else { return Ok(()) };
     load.start(go)?;
-    load.run_until(load.window_start_ns)?;
+    while sys::now_ns() < load.window_start_ns {
+        load.step(load.window_start_ns)?;
+    }
     ipc::child_send(&ClientEvent::WindowStart)?;
     let cpu = load.begin_window();
     // It ends early when all readers have caught up.
@@ -83,26 +85,18 @@ pub(super) fn run(config: ClientConfig) -> Result<()> {
 impl Load {
     fn connect(config: ClientConfig) -> Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(BenchError::system("epoll_create"))?;
-        let mut roles = Vec::new();
-        let hot_count = config.workload.hot.as_ref().map_or(0, |hot| hot.connections);
-        roles.extend(std::iter::repeat_n(Role::Hot, hot_count));
-        roles.extend((0..config.plan.cold.len()).map(Role::Cold));
-        roles.extend((0..config.plan.stalled.len()).map(Role::Stalled));
-        let tail_count = config.workload.tail.as_ref().map_or(0, |tail| tail.readers);
-        roles.extend(std::iter::repeat_n(Role::Tail, tail_count));
-        let backlog = config.workload.cold.as_ref().filter(|_| config.workload.append.is_some());
-        roles.extend((0..backlog.map_or(0, |cold| cold.readers)).map(Role::Backlog));
+        let roles = readers::roles(&config);
         let mut connections = Vec::with_capacity(roles.len());
         for (at, role) in roles.into_iter().enumerate() {
             let stream = open(&config, role)?;
             if !matches!(role, Role::Stalled(_)) {
-                let data = epoll::EventData::new_u64(at as u64);
-                epoll::add(&epoll, &stream, data, epoll::EventFlags::IN)
-                    .map_err(BenchError::system("epoll_ctl"))?;
+                let (data, flags) = (epoll::EventData::new_u64(at as u64), epoll::EventFlags::IN);
+                epoll::add(&epoll, &stream, data, flags).map_err(BenchError::system("epoll_ctl"))?;
             }
             connections.push(Connection::new(stream, role));
         }
-        let rate = config.workload.hot.as_ref().and_then(|hot| hot.rate_per_s);
+        let hot = config.workload.hot.as_ref();
+        let rate = hot.and_then(|hot| hot.rate_per_s);
         let cold = config.workload.cold.as_ref();
         Ok(Self {
             epoll,
@@ -116,7 +110,7 @@ impl Load {
             cold_next: vec![0; config.plan.cold.len()],
             cold_due_ns: cold.and_then(|cold| cold.from_seconds).map(|seconds| (seconds * 1e9) as u64),
             cold_until_ns: cold.and_then(|cold| cold.until_seconds).map(|seconds| (seconds * 1e9) as u64),
-            due_ns: vec![0; if rate.is_some() { hot_count } else { 0 }],
+            due_ns: vec![0; rate.map_or(0, |_| hot.map_or(0, |hot| hot.connections))],
             interval_ns: rate.map(|rate| (1e9 / rate) as u64),
             phase: Phase::Warmup,
             window_start_ns: 0,
@@ -156,9 +150,8 @@ impl Load {
 
     /// Cold readers that begin within the window do so now, if it is time. Returns when it will be.
     fn begin_cold(&mut self, now: u64) -> Result<u64> {
-        let Some(due) = self.cold_due_ns.map(|after| self.window_start_ns + after) else {
-            return Ok(u64::MAX);
-        };
+        let Some(after) = self.cold_due_ns else { return Ok(u64::MAX) };
+        let due = self.window_start_ns + after;
         if self.phase != Phase::Window || now < due {
             return Ok(due);
         }
@@ -224,13 +217,6 @@ impl Load {
         })
     }
 
-    fn run_until(&mut self, end_ns: u64) -> Result<()> {
-        while sys::now_ns() < end_ns {
-            self.step(end_ns)?;
-        }
-        Ok(())
-    }
-
     /// Sends what is due, waits for something to arrive or to become due, handles what arrived.
     fn step(&mut self, end_ns: u64) -> Result<()> {
         let next_due = self.send_due()?.min(self.send_paced()?);
@@ -247,8 +233,8 @@ impl Load {
             sleep_exactly(&self.epoll, &timeout)?;
             timeout = Timespec { tv_sec: 0, tv_nsec: 0 };
         }
-        let mut events =
-            [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 64];
+        let empty = epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
+        let mut events = [empty; 64];
         let count = match epoll::wait(&self.epoll, &mut events, Some(&timeout)) {
             Ok(count) => count,
             Err(Errno::INTR) => 0,
@@ -323,7 +309,9 @@ impl Load {
                     return Ok(());
                 }
                 if self.cold_next[reader] == run.len() && cold.behind_len.is_some() {
-                    self.caught_up(now);
+                    if self.report.reader_caught_up(self.config.plan.cold.len(), now - self.window_start_ns) {
+                        self.window_end_ns = now;
+                    }
                     return Ok(());
                 }
                 if self.cold_next[reader] == run.len() {
@@ -337,11 +325,7 @@ impl Load {
                 connection.request(Request { flags, ..request }, now)
             }
             Role::Stalled(number) => {
-                let Some(stalled) = &self.config.workload.stalled else { return Ok(()) };
-                let connection = &mut self.connections[conn];
-                let offset = self.config.plan.stalled[number];
-                let request = Request::fetch(connection.next_id, offset, stalled.max_bytes);
-                connection.request(Request { flags, ..request }, now)
+                readers::request_stalled(&self.config, &mut self.connections[conn], number, now)
             }
             Role::Tail => readers::request_tail(&self.config, &mut self.connections[conn], now),
             Role::Backlog(reader) => {
@@ -350,15 +334,6 @@ impl Load {
                 self.report.cold_wraps += u64::from(wraps);
                 Ok(())
             }
-        }
-    }
-
-    /// One of the readers that were behind has read up to the end; the window ends with the last.
-    fn caught_up(&mut self, now: u64) {
-        self.report.caught_up += 1;
-        if self.report.caught_up == self.config.plan.cold.len() as u64 {
-            self.report.caught_up_s = Some((now - self.window_start_ns) as f64 / 1e9);
-            self.window_end_ns = now;
         }
     }
 

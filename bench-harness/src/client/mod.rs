@@ -91,6 +91,18 @@ pub struct ClientReport {
     pub client_cpu_ns: u64,
 }
 
+impl ClientReport {
+    /// One of `count` readers that were behind has read up to the end. Says whether it was the last.
+    fn reader_caught_up(&mut self, count: usize, after_ns: u64) -> bool {
+        self.caught_up += 1;
+        let last = self.caught_up == count as u64;
+        if last {
+            self.caught_up_s = Some(after_ns as f64 / 1e9);
+        }
+        last
+    }
+}
+
 /// The body of the hidden `client` subcommand.
 ///
 /// # Errors

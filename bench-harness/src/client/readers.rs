@@ -121,6 +121,32 @@ pub(super) fn request_backlog(
     Ok(wraps)
 }
 
+/// The one request of a connection that will never read.
+pub(super) fn request_stalled(
+    config: &ClientConfig,
+    connection: &mut Connection,
+    number: usize,
+    now: u64,
+) -> Result<()> {
+    let Some(stalled) = &config.workload.stalled else { return Ok(()) };
+    let request = Request::fetch(connection.next_id, config.plan.stalled[number], stalled.max_bytes);
+    connection.request(Request { flags: config.flags, ..request }, now)
+}
+
+/// What each connection of a workload is there for; hot readers come first.
+pub(super) fn roles(config: &ClientConfig) -> Vec<Role> {
+    let mut roles = Vec::new();
+    let hot_count = config.workload.hot.as_ref().map_or(0, |hot| hot.connections);
+    roles.extend(std::iter::repeat_n(Role::Hot, hot_count));
+    roles.extend((0..config.plan.cold.len()).map(Role::Cold));
+    roles.extend((0..config.plan.stalled.len()).map(Role::Stalled));
+    let tail_count = config.workload.tail.as_ref().map_or(0, |tail| tail.readers);
+    roles.extend(std::iter::repeat_n(Role::Tail, tail_count));
+    let backlog = config.workload.cold.as_ref().filter(|_| config.workload.append.is_some());
+    roles.extend((0..backlog.map_or(0, |cold| cold.readers)).map(Role::Backlog));
+    roles
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
