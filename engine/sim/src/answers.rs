@@ -75,7 +75,7 @@ impl Workload {
         if bytes.len() as u64 > request.len_max.get() {
             oracle.check_single_batch(bytes);
         }
-        check_medium(&self.disk, oracle, outcome.segment, outcome.position.get(), bytes);
+        check_medium(&self.disk, oracle, self.faulty, outcome.segment, outcome.position.get(), bytes);
         if scan {
             let next = if bytes.is_empty() { known.high_watermark.get() } else { next };
             self.standing[partition] = Standing::Scanning(next);
@@ -132,8 +132,14 @@ impl Workload {
 }
 
 /// What was served must be what the file holds, and must survive a power cut where that is promised.
-fn check_medium(disk: &SimDisk, oracle: &Oracle, segment: Offset, position: u64, bytes: &[u8]) {
+///
+/// A failed sync, of a seal for instance, drops what it was to write from the page cache: where only `written` is
+/// promised, the engine then serves from memory what the file no longer holds.
+fn check_medium(disk: &SimDisk, oracle: &Oracle, faulty: bool, segment: Offset, position: u64, bytes: &[u8]) {
     let settings = oracle.settings();
+    if faulty && settings.config.durability == Durability::Written {
+        return;
+    }
     let path = segment_path(&settings.name.to_string(), segment);
     let storage = disk.storage();
     let Some(held) = storage.peek(&path, position, bytes.len()) else { return };
