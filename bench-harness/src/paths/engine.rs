@@ -47,31 +47,36 @@ pub(super) fn serve_buffered(context: &mut ServerContext) -> Result<()> {
     serve_with(context, DriverChoice::Uring, WriteMode::Buffered)
 }
 
+/// The first append of a commit waits 200 us for others.
+pub(super) fn serve_linger(context: &mut ServerContext) -> Result<()> {
+    serve_tuned(context, DriverChoice::Uring, WriteMode::Direct, |_, config| config.linger_us = 200)
+}
+
 /// Cold ranges through pipes; hot ones as the engine chooses.
 pub(super) fn serve_by_splice(context: &mut ServerContext) -> Result<()> {
-    serve_tuned(context, DriverChoice::Uring, WriteMode::Direct, |options| {
+    serve_tuned(context, DriverChoice::Uring, WriteMode::Direct, |options, _| {
         options.limits.cold_by_splice = true
     })
 }
 
 pub(super) fn serve_poll_by_splice(context: &mut ServerContext) -> Result<()> {
-    serve_tuned(context, DriverChoice::Poll, WriteMode::Direct, |options| {
+    serve_tuned(context, DriverChoice::Poll, WriteMode::Direct, |options, _| {
         options.limits.cold_by_splice = true
     })
 }
 
 pub(super) fn serve_unregistered(context: &mut ServerContext) -> Result<()> {
-    serve_tuned(context, DriverChoice::Uring, WriteMode::Direct, |options| {
+    serve_tuned(context, DriverChoice::Uring, WriteMode::Direct, |options, _| {
         options.feature_mask = options.feature_mask.forbid(Feature::FixedBuffers);
     })
 }
 
 pub(super) fn serve_one_enter(context: &mut ServerContext) -> Result<()> {
-    serve_tuned(context, DriverChoice::Uring, WriteMode::Direct, |options| options.ring.one_enter = true)
+    serve_tuned(context, DriverChoice::Uring, WriteMode::Direct, |options, _| options.ring.one_enter = true)
 }
 
 pub(super) fn serve_spin(context: &mut ServerContext) -> Result<()> {
-    serve_tuned(context, DriverChoice::Uring, WriteMode::Direct, |options| options.ring.spin = SPIN)
+    serve_tuned(context, DriverChoice::Uring, WriteMode::Direct, |options, _| options.ring.spin = SPIN)
 }
 
 /// The engine's log directory, and the partitions to open in it.
@@ -137,14 +142,14 @@ fn log_config(workload: &Workload, write_mode: WriteMode) -> LogConfig {
 }
 
 fn serve_with(context: &mut ServerContext, driver: DriverChoice, write_mode: WriteMode) -> Result<()> {
-    serve_tuned(context, driver, write_mode, |_| {})
+    serve_tuned(context, driver, write_mode, |_, _| {})
 }
 
 fn serve_tuned(
     context: &mut ServerContext,
     driver: DriverChoice,
     write_mode: WriteMode,
-    tune: fn(&mut EngineOptions),
+    tune: fn(&mut EngineOptions, &mut LogConfig),
 ) -> Result<()> {
     let (dir, names) = partitions(context)?;
     let opened = Arc::new(AtomicUsize::new(0));
@@ -165,9 +170,9 @@ fn serve_tuned(
     // One shard, so the closure runs once.
     let make = |_| service.take().expect("an engine of one core makes one service");
     let mut options = options(context, &dir, driver)?;
-    tune(&mut options);
+    let mut config = log_config(&workload, write_mode);
+    tune(&mut options, &mut config);
     let engine = Engine::start_with(options, make).map_err(failed)?;
-    let config = log_config(&workload, write_mode);
     for name in &names {
         engine.handle().open_partition_blocking(name, config.clone()).map_err(failed)?;
     }

@@ -254,6 +254,16 @@ pub static PATHS: &[Path] = &[
         ..ENGINE_ABLATION
     },
     Path {
+        name: "engine_linger",
+        about: "the engine on io_uring, the first append of a commit waiting 200 us for others",
+        role: Role::Engine,
+        append: true,
+        tail: true,
+        main: false,
+        serve: engine::serve_linger,
+        ..NONE
+    },
+    Path {
         name: "skeleton",
         about: "the file to copy for a new path: pread and send, without any trick",
         fetch: true,

@@ -137,6 +137,7 @@ fn draw_partition(number: i32, prng: &mut Prng) -> PartitionSettings {
         write_mode: if prng.one_in(3) { WriteMode::Buffered } else { WriteMode::Direct },
         preallocate_len_min: ByteCount::new(*prng.pick(&[1, 4096, 20_000, 65_536])),
         zero_ahead: prng.one_in(2),
+        linger_us: *prng.pick(&[0, 0, 0, 300]),
         append_wait_ms_max: *prng.pick(&[100, 2_000, 30_000]),
     };
     let topic = TopicName::new("orders").expect("letters are allowed");

@@ -16,7 +16,7 @@ use crate::memory::Memory;
 use crate::ops::{DiskOp, Now, Ops, Read};
 use crate::platform::{CHUNK_LEN_MIN, Chunk, DIRECT_IO_ALIGN, Platform};
 use crate::token::Purpose;
-use crate::types::{ByteCount, Offset, Position, Timestamp};
+use crate::types::{ByteCount, Nanos, Offset, Position, Timestamp};
 
 /// Why an append did not get into memory.
 #[derive(Debug)]
@@ -58,6 +58,9 @@ impl<P: Platform> Partition<P> {
         let active = self.active();
         let point = LogPoint { uid: active.uid, position: active.end, offset: active.next_offset };
         assert_eq!(point.position, end, "I4");
+        if self.pending.is_empty() {
+            self.linger_until = Nanos::new(now.mono.get() + self.config.linger_us * 1_000);
+        }
         self.pending.push_back(point);
         Ok((base, point.offset))
     }

@@ -54,6 +54,9 @@ impl<P: Platform> Partition<P> {
         if !matches!(self.state, PartitionState::Live | PartitionState::Closing) {
             return false;
         }
+        if self.lingers(now) {
+            return false;
+        }
         let Some(&first) = self.pending.front() else { return false };
         let start = self.commit_start(first.uid);
         let Some(end) = self.commit_end(first.uid, start, len_max) else { return false };
@@ -63,6 +66,11 @@ impl<P: Platform> Partition<P> {
         ops.disk.push(DiskOp::Write(write));
         self.in_flight = Some(end);
         true
+    }
+
+    /// Whether the next commit waits for more appends.
+    pub(crate) fn lingers(&self, now: Now) -> bool {
+        matches!(self.state, PartitionState::Live) && now.mono < self.linger_until
     }
 
     /// The last accepted append that fits one commit and the reserved blocks; the first may be longer than `len_max`.

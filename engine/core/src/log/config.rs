@@ -85,6 +85,9 @@ pub struct LogConfig {
     /// the acknowledgement path and while the device has time: halves the latency of a durable write, costs one
     /// more write per byte.
     pub zero_ahead: bool,
+    /// How long an append waits for others to share its commit, microseconds. Only what has no commit before it
+    /// waits: appends that arrive during one share the next anyway.
+    pub linger_us: u64,
     /// How long an append may wait for memory, milliseconds, before it fails with `Busy`.
     pub append_wait_ms_max: u64,
 }
@@ -150,6 +153,7 @@ impl Default for LogConfig {
             write_mode: WriteMode::Direct,
             preallocate_len_min: ByteCount::mib(1),
             zero_ahead: true,
+            linger_us: 0,
             append_wait_ms_max: 30_000,
         }
     }

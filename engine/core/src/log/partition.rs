@@ -118,6 +118,8 @@ pub(crate) struct Partition<P: Platform> {
     /// The end of the commit in flight.
     pub(crate) in_flight: Option<LogPoint>,
     pub(crate) short_writes: u32,
+    /// Not before this is a commit submitted: its first append waits for company.
+    pub(crate) linger_until: Nanos,
     /// When the commit in flight was submitted, and how many cold reads had begun by then; `None` for the latter if
     /// some were under way.
     pub(crate) commit_started: (Nanos, Option<u64>),
@@ -159,6 +161,7 @@ impl<P: Platform> Partition<P> {
             pending: VecDeque::new(),
             in_flight: None,
             short_writes: 0,
+            linger_until: Nanos::ZERO,
             commit_started: (Nanos::ZERO, None),
             commit_len_mean: 0,
             acks: VecDeque::new(),

@@ -98,6 +98,8 @@ pub(crate) struct Core<P: Platform, C> {
     /// Partitions that may have something to commit, to append or to tidy up.
     ready: VecDeque<PartitionId>,
     commits_in_flight: u32,
+    /// When the first commit that waits for company is due.
+    linger_until: Option<Nanos>,
     fetches: Fetches<P>,
     memo: Memo,
     park_timers: BinaryHeap<ParkTimer>,
@@ -145,6 +147,7 @@ impl<P: Platform, S: Service> Shard<P, S> {
             detach_cursor: 0,
             ready: VecDeque::with_capacity(1024),
             commits_in_flight: 0,
+            linger_until: None,
             fetches: Fetches::new(limits.fetches_max),
             memo: Memo::new(),
             park_timers: BinaryHeap::with_capacity(limits.fetches_max as usize),
@@ -275,6 +278,9 @@ impl<P: Platform, S: Service> Shard<P, S> {
         let mut sooner = |at: Nanos| deadline = Some(deadline.map_or(at, |d| d.min(at)));
         if let Some(timer) = core.park_timers.peek() {
             sooner(timer.deadline);
+        }
+        if let Some(at) = core.linger_until {
+            sooner(at);
         }
         if core.patience || core.memory_short {
             sooner(now.mono.plus_millis(PATIENCE_MS));

@@ -255,6 +255,7 @@ impl<P: Platform, C> Core<P, C> {
 
     /// Gives every partition with something to do its turn: waiting appends, upkeep, one commit.
     pub(super) fn poll_partitions(&mut self, now: Now, ops: &mut Ops<P>) {
+        self.linger_until = None;
         for _ in 0..self.ready.len() {
             let Some(id) = self.ready.pop_front() else { break };
             let Some(mut partition) = self.partitions.take(id) else { continue };
@@ -277,6 +278,10 @@ impl<P: Platform, C> Core<P, C> {
                 self.scheduler.note_commit(now);
             }
             let blocked = partition.in_flight.is_none() && !partition.pending.is_empty();
+            if blocked && partition.lingers(now) {
+                let until = partition.linger_until;
+                self.linger_until = Some(self.linger_until.map_or(until, |at| at.min(until)));
+            }
             let retry = now.mono < partition.retry_at;
             if blocked || retry || !partition.waiting.is_empty() {
                 self.patience = true;
