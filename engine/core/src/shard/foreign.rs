@@ -55,7 +55,6 @@ impl<P: Platform, C> Core<P, C> {
     }
 
     /// Where the bytes of a fetch just planned come from.
-    #[expect(clippy::type_complexity, reason = "one caller, which takes it apart at once")]
     fn lend_first(
         &mut self,
         id: FetchId,
