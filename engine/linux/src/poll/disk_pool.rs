@@ -34,6 +34,7 @@ struct Lane<P: LinuxPlatform> {
 }
 
 /// What a thread does: an operation, or its own half of a fill.
+#[expect(clippy::large_enum_variant, reason = "a box would be an allocation per operation")]
 enum Job<P: LinuxPlatform> {
     Op(DiskOp<P>),
     Fill(FillJob),

@@ -29,7 +29,6 @@ pub(super) enum RecvState {
 }
 
 /// The one transfer a connection has under way.
-#[expect(clippy::large_enum_variant, reason = "a box would be one allocation per send")]
 pub(super) enum Transfer {
     /// None.
     None,
