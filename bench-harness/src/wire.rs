@@ -25,7 +25,7 @@ pub enum Opcode {
     Fetch = 1,
     /// Answer with an empty body.
     Ping = 2,
-    /// Reserved: append the batches in the body.
+    /// Append the batch in the body; answered when it is durable.
     Append = 3,
 }
 

@@ -200,6 +200,7 @@ static EMBEDDED: &[(&str, &str)] = embedded![
     "tail-1",
     "tail-4",
     "tail-16",
+    "tail-4-socket",
     "tail-1-rate",
     "tail-4-rate",
     "lag-64m",

@@ -27,6 +27,8 @@ pub(super) enum Role {
     Tail,
     /// Reads what was appended before the window; number of the reader.
     Backlog(usize),
+    /// Appends.
+    Producer,
 }
 
 impl Role {
@@ -52,6 +54,7 @@ pub(super) struct Connection {
     pub(super) next_id: u64,
     /// Requests encoded and not yet in the socket.
     unsent: Vec<u8>,
+    unsent_at: usize,
     header: [u8; HEADER_LEN],
     header_len: usize,
     body_left: u64,
@@ -67,6 +70,7 @@ impl Connection {
             outstanding: VecDeque::with_capacity(PIPELINE_COUNT_MAX),
             next_id: 0,
             unsent: Vec::with_capacity(PIPELINE_COUNT_MAX * HEADER_LEN),
+            unsent_at: 0,
             header: [0; HEADER_LEN],
             header_len: 0,
             body_left: 0,
@@ -76,22 +80,31 @@ impl Connection {
 
     /// Sends a request that counts from `since_ns`.
     pub(super) fn request(&mut self, request: Request, since_ns: u64) -> Result<()> {
+        self.request_with(request, &[], since_ns)
+    }
+
+    /// Sends a request with a body.
+    pub(super) fn request_with(&mut self, request: Request, body: &[u8], since_ns: u64) -> Result<()> {
         self.outstanding.push_back(since_ns);
         self.next_id += 1;
         self.unsent.extend_from_slice(&request.encode());
+        self.unsent.extend_from_slice(body);
         self.flush()
     }
 
     /// Sends what is left, as far as the socket takes.
     pub(super) fn flush(&mut self) -> Result<()> {
-        while !self.unsent.is_empty() {
-            match send(&self.stream, &self.unsent, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
-                Ok(n) => drop(self.unsent.drain(..n)),
+        while self.unsent_at < self.unsent.len() {
+            let rest = &self.unsent[self.unsent_at..];
+            match send(&self.stream, rest, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+                Ok(n) => self.unsent_at += n,
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(BenchError::system("send a request")(error)),
             }
         }
+        self.unsent.clear();
+        self.unsent_at = 0;
         Ok(())
     }
 
@@ -171,6 +184,9 @@ pub(super) struct Walker {
     prefix_len: usize,
     batch_left: u64,
     pending: i64,
+    pending_len: u64,
+    /// Bytes of whole batches seen.
+    pub(super) whole_len: u64,
     /// Whole batches seen.
     pub(super) batch_count: u64,
     /// The offset after the last whole batch.
@@ -196,6 +212,7 @@ impl Walker {
                 }
                 let prefix = BatchPrefix::peek(&self.prefix).map_err(|e| nonsense(&e.to_string()))?;
                 self.batch_left = prefix.len().get() - PREFIX_LEN as u64;
+                self.pending_len = prefix.len().get();
                 self.pending = prefix.next_offset().get();
             }
             let n = (bytes.len() as u64).min(self.batch_left) as usize;
@@ -204,6 +221,7 @@ impl Walker {
             if self.batch_left == 0 {
                 self.next_offset = self.pending;
                 self.batch_count += 1;
+                self.whole_len += self.pending_len;
                 self.prefix_len = 0;
             }
         }

@@ -10,6 +10,7 @@ use rustix::net::{RecvFlags, recv};
 use rustix::time::Timespec;
 
 use crate::client::conn::{Connection, Role, open, sleep_exactly};
+use crate::client::producer::SocketProducer;
 use crate::client::readers::{self, Pace};
 use crate::client::{ClientConfig, ClientEvent, ClientReport, Go};
 use crate::error::{BenchError, Result};
@@ -41,6 +42,7 @@ struct Load {
     recorder: WindowRecorder,
     end_to_end: WindowRecorder,
     pace: Pace,
+    producer: Option<SocketProducer>,
     report: ClientReport,
     /// Next index into each cold reader's run.
     cold_next: Vec<usize>,
@@ -79,13 +81,16 @@ pub(super) fn run(config: ClientConfig) -> Result<()> {
     load.run_grace()?;
     load.report.hot = load.recorder.recorded();
     load.report.end_to_end = load.end_to_end.recorded();
+    load.report.acks = load.producer.as_ref().map(|producer| producer.acks.recorded());
     ipc::child_send(&ClientEvent::Report(load.report))
 }
 
 impl Load {
     fn connect(config: ClientConfig) -> Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(BenchError::system("epoll_create"))?;
-        let roles = readers::roles(&config);
+        let mut roles = readers::roles(&config);
+        let producer = SocketProducer::of(&config, roles.len());
+        roles.extend(producer.iter().map(|_| Role::Producer));
         let mut connections = Vec::with_capacity(roles.len());
         for (at, role) in roles.into_iter().enumerate() {
             let stream = open(&config, role)?;
@@ -106,6 +111,7 @@ impl Load {
             recorder: WindowRecorder::new(0),
             end_to_end: WindowRecorder::new(0),
             pace: Pace::default(),
+            producer,
             report: ClientReport::default(),
             cold_next: vec![0; config.plan.cold.len()],
             cold_due_ns: cold.and_then(|cold| cold.from_seconds).map(|seconds| (seconds * 1e9) as u64),
@@ -138,6 +144,7 @@ impl Load {
                 Role::Hot => (0..outstanding).try_for_each(|_| self.request_hot(conn, now))?,
                 Role::Cold(_) if self.cold_due_ns.is_some() => {}
                 Role::Cold(_) | Role::Stalled(_) => self.request_next(conn, now)?,
+                Role::Producer => {}
                 Role::Tail | Role::Backlog(_) => {
                     if readers::begin(&self.config, &mut self.pace, conn, &mut self.connections[conn]) {
                         self.request_next(conn, now)?;
@@ -145,7 +152,7 @@ impl Load {
                 }
             }
         }
-        Ok(())
+        self.produce()
     }
 
     /// Cold readers that begin within the window do so now, if it is time. Returns when it will be.
@@ -168,6 +175,9 @@ impl Load {
         self.phase = Phase::Window;
         self.recorder.restart(self.window_start_ns);
         self.end_to_end.restart(self.window_start_ns);
+        if let Some(producer) = &mut self.producer {
+            producer.acks.restart(self.window_start_ns);
+        }
         self.report = ClientReport::default();
         sys::process_cpu_ns()
     }
@@ -178,6 +188,9 @@ impl Load {
         self.report.seconds = (now - self.window_start_ns) as f64 / 1e9;
         self.recorder.end(now);
         self.end_to_end.end(now);
+        if let Some(producer) = &mut self.producer {
+            producer.acks.end(now);
+        }
         self.phase = Phase::Grace;
     }
 
@@ -246,7 +259,11 @@ impl Load {
                 self.send_due()?;
             }
         }
-        Ok(())
+        self.produce()
+    }
+
+    fn produce(&mut self) -> Result<()> {
+        self.producer.as_mut().map_or(Ok(()), |producer| producer.produce(&mut self.connections))
     }
 
     /// Sends the fetches of lagging readers whose time has come. Returns when the next one is due.
@@ -302,6 +319,8 @@ impl Load {
         let flags = self.config.flags;
         match self.connections[conn].role {
             Role::Hot => self.request_hot(conn, now),
+            // Its limits say when, see `produce`.
+            Role::Producer => Ok(()),
             Role::Cold(reader) => {
                 let Some(cold) = &self.config.workload.cold else { return Ok(()) };
                 let run = &self.config.plan.cold[reader];
@@ -360,10 +379,16 @@ impl Load {
         let (from, to) = (self.window_start_ns, self.window_end_ns);
         let (recorder, late) = (&mut self.recorder, &mut self.report.answered_late);
         let batch_count = connection.walker.batch_count;
+        let producer = &mut self.producer;
         let arrived = connection.handle(&self.buffer, |since| {
             let in_window = if open_loop { (from..to).contains(&since) } else { phase == Phase::Window };
             match (role, phase) {
                 (Role::Cold(_) | Role::Stalled(_) | Role::Backlog(_), _) | (_, Phase::Warmup) => {}
+                (Role::Producer, _) => {
+                    if let Some(producer) = producer.as_mut().filter(|_| in_window) {
+                        producer.acks.latency(now - since, now);
+                    }
+                }
                 (_, Phase::Window) if in_window => recorder.latency(now - since, now),
                 (_, Phase::Grace) if in_window && open_loop => {
                     recorder.late_latency(now - since);
@@ -372,6 +397,9 @@ impl Load {
                 _ => {}
             }
         })?;
+        if let Some(producer) = self.producer.as_mut().filter(|_| role == Role::Producer) {
+            producer.acked(arrived.responses, self.phase == Phase::Window, now);
+        }
         if self.phase == Phase::Window {
             if role == Role::Tail {
                 let to = connection.walker.batch_count;
@@ -382,6 +410,7 @@ impl Load {
                     self.recorder.bytes(0, arrived.body_bytes, now);
                     self.report.cold_responses += u64::from(arrived.responses);
                 }
+                Role::Producer => {}
                 Role::Hot | Role::Tail => self.recorder.bytes(arrived.body_bytes, 0, now),
             }
         }

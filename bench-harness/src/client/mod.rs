@@ -7,6 +7,7 @@
 
 mod conn;
 mod load;
+mod producer;
 mod readers;
 pub mod verify;
 
@@ -73,6 +74,8 @@ pub struct ClientReport {
     pub hot: Recorded,
     /// Batches appended at a rate: from their intended time to their last byte at a tail reader.
     pub end_to_end: Recorded,
+    /// Acknowledgements of a producer that is a client; `None` without one.
+    pub acks: Option<Recorded>,
     /// Requests that should have been sent in the window (open loop).
     pub offered: u64,
     /// Requests of the window answered after it (open loop).

@@ -200,6 +200,19 @@ impl Wire {
         self.stream.write_all(&request.encode())
     }
 
+    /// Sends one batch to be appended; the answer follows when it is durable.
+    pub(crate) fn append(&mut self, batch: &[u8]) -> std::io::Result<()> {
+        let request = Request {
+            opcode: crate::wire::Opcode::Append,
+            partition: self.partition,
+            body_len: batch.len() as u32,
+            ..Request::fetch(self.next_id, 0, 0)
+        };
+        self.next_id += 1;
+        self.stream.write_all(&request.encode())?;
+        self.stream.write_all(batch)
+    }
+
     pub(crate) fn answer(&mut self) -> std::io::Result<(Response, Vec<u8>)> {
         let mut header = [0; HEADER_LEN];
         self.stream.read_exact(&mut header)?;

@@ -34,7 +34,7 @@ pub(super) fn cold_rate(observed: &Observed) -> Option<f64> {
 pub(super) fn latency_record(observed: &Observed) -> &Recorded {
     match &observed.marks[1].produced {
         Some(produced) => &produced.acks,
-        None => &observed.report.hot,
+        None => observed.report.acks.as_ref().unwrap_or(&observed.report.hot),
     }
 }
 

@@ -166,7 +166,9 @@ fn serve_tuned(
         .zip(workload.append.clone())
         .map(|(schedule, append)| Producer::new(append, schedule, reports));
     let produces = producer.is_some();
-    let mut service = Some(BenchService::new(producer, opened.clone(), context.stats.clone()));
+    let takes_appends = workload.append.as_ref().is_some_and(|append| append.socket);
+    let service = BenchService::new(producer, opened.clone(), context.stats.clone());
+    let mut service = Some(service.with_appends(takes_appends));
     // One shard, so the closure runs once.
     let make = |_| service.take().expect("an engine of one core makes one service");
     let mut options = options(context, &dir, driver)?;

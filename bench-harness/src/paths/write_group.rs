@@ -75,6 +75,8 @@ struct GroupLog {
     schedule: Option<Schedule>,
     next_due_ns: u64,
     ahead_len_max: u64,
+    /// Largest batch that comes over a connection; 0 where none does.
+    append_len_max: usize,
     files: Vec<Arc<File>>,
     /// Bytes of partition 0 that each connection has read.
     consumed: Vec<Option<u64>>,
@@ -117,6 +119,7 @@ impl GroupLog {
             schedule,
             next_due_ns: u64::MAX,
             ahead_len_max: if append.ahead_len_max == 0 { u64::MAX } else { append.ahead_len_max },
+            append_len_max: if append.socket { append.batch_len } else { 0 },
             files,
             consumed: Vec::new(),
             recorder: context.recorder.clone(),
@@ -286,6 +289,19 @@ impl Source for GroupLog {
         let partition = &self.partitions[0];
         let place = partition.places.get(partition.place_of(request.offset));
         self.consumed[conn] = Some(place.map_or(partition.appended_len(), |place| place.before));
+    }
+
+    fn append_len_max(&self) -> usize {
+        self.append_len_max
+    }
+
+    fn append(&mut self, partition: u32, batch: &mut [u8]) -> io::Result<i64> {
+        let at = partition as usize;
+        let partition = self.partitions.get_mut(at).ok_or(io::ErrorKind::NotFound)?;
+        let file_before = partition.log.file.clone();
+        let written = partition.log.append(batch)?;
+        self.appended(at, written, file_before);
+        Ok(written.last_offset.get())
     }
 
     fn closed(&mut self, conn: usize) {

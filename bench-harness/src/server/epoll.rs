@@ -19,6 +19,8 @@ use rustix::time::Timespec;
 use crate::corpus::{BodyRange, ResolveError, ServedLog};
 use crate::error::{BenchError, Result};
 use crate::server::Stats;
+use crate::server::acks::Acks;
+pub use crate::server::send::{send_from_memory, send_header};
 use crate::server::source::Source;
 use crate::sys;
 use crate::wire::{HEADER_LEN, Opcode, PIPELINE_COUNT_MAX, Request, Response, Status};
@@ -109,6 +111,7 @@ struct Connection {
     closing: bool,
     /// A fetch at the end of the log, and when its wait is over.
     parked: Option<(Request, u64)>,
+    acks: Acks,
 }
 
 /// The loop.
@@ -224,12 +227,13 @@ impl<D: Delivery<L>, L: Source> EpollServer<D, L> {
                 .map_err(BenchError::system("epoll_ctl"))?;
             let connection = Connection {
                 stream,
-                received: Vec::with_capacity(RECV_LEN),
+                received: Vec::with_capacity(RECV_LEN + 4 * self.log.append_len_max()),
                 pending: VecDeque::with_capacity(PIPELINE_COUNT_MAX),
                 current: None,
                 waiting: false,
                 closing: false,
                 parked: None,
+                acks: Acks::default(),
             };
             match free {
                 Some(at) => self.connections[at] = Some(connection),
@@ -247,7 +251,7 @@ impl<D: Delivery<L>, L: Source> EpollServer<D, L> {
         let hung_up = flags.intersects(epoll::EventFlags::ERR | epoll::EventFlags::HUP);
         let readable = flags.contains(epoll::EventFlags::IN);
         if !hung_up
-            && (!readable || receive(&mut connection, &self.stats))
+            && (!readable || receive(&mut connection, &mut self.log, &self.stats))
             && self.answer(conn, &mut connection)
         {
             self.connections[conn] = Some(connection);
@@ -273,11 +277,18 @@ impl<D: Delivery<L>, L: Source> EpollServer<D, L> {
                     connection.waiting = true;
                     break;
                 }
+                if request.opcode == Opcode::Append && self.log.append_len_max() > 0 {
+                    connection.acks.push(&self.appended(&request));
+                    self.stats.responded();
+                    continue;
+                }
                 connection.current = Some(self.begin(conn, &request));
             }
             let Some(transfer) = &mut connection.current else { break };
             let socket = connection.stream.as_fd();
-            let moved = if transfer.body.len == 0 {
+            let moved = if !matches!(connection.acks.flush(socket, &self.stats), Ok(true)) {
+                Ok(Progress::Blocked)
+            } else if transfer.body.len == 0 {
                 send_header(socket, transfer, SendFlags::empty(), &self.stats)
                     .map(|all| if all { Progress::Done } else { Progress::Blocked })
             } else {
@@ -294,6 +305,9 @@ impl<D: Delivery<L>, L: Source> EpollServer<D, L> {
                 Err(_) => return false,
             }
         }
+        if connection.acks.flush(connection.stream.as_fd(), &self.stats).is_err() {
+            return false;
+        }
         // A request that could not be understood was answered; nothing after it can be.
         !(connection.closing && connection.current.is_none() && connection.pending.is_empty())
     }
@@ -301,6 +315,9 @@ impl<D: Delivery<L>, L: Source> EpollServer<D, L> {
     /// Until when a fetch has to wait for more of the log; 0 if it can be answered. `deadline` is 0 for a
     /// fetch that has not waited yet.
     fn park(&self, request: &Request, deadline: u64) -> u64 {
+        if request.opcode == Opcode::Append && request.offset >= self.log.high_watermark(request.partition) {
+            return if self.log.append_len_max() > 0 { u64::MAX } else { 0 };
+        }
         let at_end =
             request.opcode == Opcode::Fetch && request.offset == self.log.high_watermark(request.partition);
         if !at_end || request.max_wait_ms == 0 {
@@ -309,6 +326,14 @@ impl<D: Delivery<L>, L: Source> EpollServer<D, L> {
         let now = sys::now_ns();
         let until = if deadline > 0 { deadline } else { now + u64::from(request.max_wait_ms) * 1_000_000 };
         if until > now { until } else { 0 }
+    }
+
+    /// The answer to an append that has ended; one that failed has no offset.
+    fn appended(&self, request: &Request) -> Response {
+        match request.offset {
+            -1 => Response::refused(request, Status::StorageError),
+            _ => Response::ok(request, 0, self.log.high_watermark(request.partition)),
+        }
     }
 
     fn begin(&mut self, conn: usize, request: &Request) -> Transfer {
@@ -347,7 +372,7 @@ impl<D: Delivery<L>, L: Source> EpollServer<D, L> {
 }
 
 /// Receives and parses what there is. Returns whether the connection stays open.
-fn receive(connection: &mut Connection, stats: &Stats) -> bool {
+fn receive(connection: &mut Connection, log: &mut impl Source, stats: &Stats) -> bool {
     loop {
         let room = connection.received.capacity() - connection.received.len();
         let got =
@@ -367,6 +392,20 @@ fn receive(connection: &mut Connection, stats: &Stats) -> bool {
                 return true;
             }
             match Request::decode(header) {
+                Ok(mut request) if request.opcode == Opcode::Append && log.append_len_max() > 0 => {
+                    let len = request.body_len as usize;
+                    let Some(batch) = connection.received.get_mut(at + HEADER_LEN..at + HEADER_LEN + len)
+                    else {
+                        // A longer one would never fit.
+                        if len > log.append_len_max() {
+                            return false;
+                        }
+                        break;
+                    };
+                    request.offset = log.append(request.partition, batch).unwrap_or(-1);
+                    connection.pending.push_back(request);
+                    at += len;
+                }
                 Ok(request) if connection.pending.len() < PIPELINE_COUNT_MAX => {
                     connection.closing = request.body_len > 0;
                     connection.pending.push_back(request);
@@ -385,61 +424,4 @@ fn receive(connection: &mut Connection, stats: &Stats) -> bool {
             return true;
         }
     }
-}
-
-/// Sends what is left of the header. Returns whether all of it is in the socket.
-///
-/// # Errors
-/// The socket's, other than being full.
-pub fn send_header(
-    socket: BorrowedFd<'_>,
-    transfer: &mut Transfer,
-    flags: SendFlags,
-    stats: &Stats,
-) -> io::Result<bool> {
-    while transfer.sent < HEADER_LEN {
-        stats.entered(1);
-        let flags = flags | SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        match rustix::net::send(socket, &transfer.header[transfer.sent..], flags) {
-            Ok(n) => transfer.sent += n,
-            Err(Errno::AGAIN) => return Ok(false),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(true)
-}
-
-/// Sends header and body from memory with one call, as far as the socket takes. `body` is the whole body
-/// from `body_from` on.
-///
-/// # Errors
-/// The socket's, other than being full.
-pub fn send_from_memory(
-    socket: BorrowedFd<'_>,
-    transfer: &mut Transfer,
-    body: &[u8],
-    body_from: usize,
-    stats: &Stats,
-) -> io::Result<Progress> {
-    use rustix::net::{SendAncillaryBuffer, sendmsg};
-    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    let end = HEADER_LEN + body_from + body.len();
-    while transfer.sent < end {
-        let rest = &body[transfer.body_sent() - body_from..];
-        stats.entered(1);
-        let sent = if transfer.sent < HEADER_LEN {
-            let parts = [io::IoSlice::new(&transfer.header[transfer.sent..]), io::IoSlice::new(rest)];
-            sendmsg(socket, &parts, &mut SendAncillaryBuffer::default(), flags)
-        } else {
-            rustix::net::send(socket, rest, flags)
-        };
-        match sent {
-            Ok(n) => transfer.sent += n,
-            Err(Errno::AGAIN) => return Ok(Progress::Blocked),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(if transfer.is_done() { Progress::Done } else { Progress::Waiting })
 }

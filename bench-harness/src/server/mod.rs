@@ -4,11 +4,13 @@
 //! a [`Mark`] of the counters so far, and the end of stdin ends the process. The control thread is idle
 //! inside a window.
 
+mod acks;
 pub mod append_log;
 pub mod epoll;
 pub mod produce;
 pub mod producer;
 pub mod schedule;
+mod send;
 pub mod service;
 pub mod source;
 

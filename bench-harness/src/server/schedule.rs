@@ -70,7 +70,11 @@ pub fn interval_ns(rate_per_s: f64) -> u64 {
 impl Schedule {
     /// The schedule of a workload. `None` if nothing inside the server produces.
     pub fn new(workload: &Workload, stop: Arc<Stop>) -> Option<Self> {
-        let append = workload.append.as_ref().filter(|append| !append.socket)?;
+        let append = workload.append.as_ref()?;
+        if append.socket {
+            stop.set_filled();
+            return None;
+        }
         let lag_len = workload.tail.as_ref().map_or(0, |tail| tail.lag_len);
         let fill = match (lag_len, append.backlog_len) {
             (0, 0) => None,

@@ -41,6 +41,7 @@ pub struct BenchService {
     producer: Option<Producer>,
     opened: Arc<AtomicUsize>,
     stats: Arc<Stats>,
+    takes_appends: bool,
 }
 
 impl BenchService {
@@ -53,7 +54,18 @@ impl BenchService {
             producer,
             opened,
             stats,
+            takes_appends: false,
         }
+    }
+
+    /// The same, whose clients may append.
+    pub fn with_appends(self, takes_appends: bool) -> Self {
+        Self { takes_appends, ..self }
+    }
+
+    fn partition(&self, number: u32) -> Option<PartitionId> {
+        let number = i32::try_from(number).ok()?;
+        self.partitions.iter().find(|(partition, _)| *partition == number).map(|(_, partition)| *partition)
     }
 
     fn keep(&mut self, request: Request) -> u64 {
@@ -99,7 +111,15 @@ impl Service for BenchService {
     type Connection = BenchConnection;
 
     fn frame_len(&self, received: &[u8]) -> Frame {
-        if received.len() < HEADER_LEN { Frame::Incomplete } else { Frame::Complete(HEADER_LEN) }
+        let Some(header) = received.first_chunk() else { return Frame::Incomplete };
+        let body_len = match Request::decode(header) {
+            Ok(request) if self.takes_appends && request.opcode == Opcode::Append => {
+                request.body_len as usize
+            }
+            _ => 0,
+        };
+        let len = HEADER_LEN + body_len;
+        if received.len() < len { Frame::Incomplete } else { Frame::Complete(len) }
     }
 
     fn handle_frame(
@@ -119,6 +139,17 @@ impl Service for BenchService {
                 response.extend_from_slice(&Response::ok(&request, 0, -1).encode());
                 return Answer::Respond;
             }
+            Opcode::Append if self.takes_appends => match self.partition(request.partition) {
+                Some(partition) => {
+                    let batches = HEADER_LEN..frame.len();
+                    return Answer::Append { partition, batches, tag: self.keep(request) };
+                }
+                None => {
+                    let refused = Response::refused(&request, Status::UnknownPartition);
+                    response.extend_from_slice(&refused.encode());
+                    return Answer::Respond;
+                }
+            },
             Opcode::Append => Status::Unsupported,
             Opcode::Fetch => match self.fetch(request) {
                 Ok(fetch) => {
@@ -155,10 +186,18 @@ impl Service for BenchService {
         response.extend_from_slice(&header.encode());
     }
 
-    fn handle_appended(&mut self, tag: u64, outcome: &Result<Appended, AppendError>, _: &mut Vec<u8>) {
+    fn handle_appended(&mut self, tag: u64, outcome: &Result<Appended, AppendError>, response: &mut Vec<u8>) {
         if let Some(producer) = &mut self.producer {
-            producer.appended(tag, outcome);
+            return producer.appended(tag, outcome);
         }
+        let request = self.requests[tag as usize];
+        self.free.push(tag as usize);
+        self.stats.responded();
+        let header = match outcome {
+            Ok(appended) => Response::ok(&request, 0, appended.end_offset.get()),
+            Err(_) => Response::refused(&request, Status::StorageError),
+        };
+        response.extend_from_slice(&header.encode());
     }
 
     fn turn(&mut self, now: Now, access: &mut impl Access) -> Option<Nanos> {

@@ -1,5 +1,6 @@
 //! The log as the epoll loop sees it: a finished corpus or one that grows.
 
+use std::io;
 use std::os::fd::BorrowedFd;
 
 use crate::corpus::{BodyRange, ResolveError, ServedLog};
@@ -27,6 +28,19 @@ pub trait Source {
 
     /// A fetch has arrived: everything before its offset has been read by this connection.
     fn fetched(&mut self, _conn: usize, _request: &Request) {}
+
+    /// Largest append it takes over a connection, bytes; 0 if it takes none.
+    fn append_len_max(&self) -> usize {
+        0
+    }
+
+    /// Appends one batch. Returns its last offset: it is durable when the high watermark lies beyond it.
+    ///
+    /// # Errors
+    /// The log's; `Unsupported` if it takes none.
+    fn append(&mut self, _partition: u32, _batch: &mut [u8]) -> io::Result<i64> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// The connection is gone.
     fn closed(&mut self, _conn: usize) {}
