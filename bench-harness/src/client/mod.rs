@@ -43,6 +43,7 @@ pub struct ClientConfig {
 /// What a client process says.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "one of each a window")]
 pub enum ClientEvent {
     /// Connected; waits for `go`.
     Ready,

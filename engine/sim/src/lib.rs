@@ -15,6 +15,7 @@ pub mod fault;
 pub mod memory;
 pub mod net;
 pub mod oracle;
+mod order;
 pub mod outcome;
 pub mod platform;
 pub mod prng;

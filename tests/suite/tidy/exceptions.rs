@@ -13,9 +13,7 @@ pub(super) const LONG_FILES: &[(&str, usize, &str)] = &[
     ("engine/core/src/cache.rs", 425, "one intrusive structure; its links are private to it"),
     ("engine/core/src/format/index.rs", 425, "two indexes of one shape, side by side"),
     ("engine/core/src/format/names.rs", 425, "one table of names"),
-    ("engine/core/src/log/upkeep.rs", 425, "one step after the other, in the order of a segment's life"),
-    ("engine/core/src/shard/connections.rs", 450, "one state machine from frame to send"),
-    ("engine/core/src/shard/fetches.rs", 475, "one state machine from request to last byte"),
+    ("engine/core/src/shard/fetches.rs", 410, "one state machine from request to last byte"),
     ("engine/sim/src/oracle.rs", 500, "one model of a partition"),
 ];
 
