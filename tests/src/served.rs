@@ -4,14 +4,23 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use bytes::Bytes;
+use rohrpost_engine::linux::poll::PollPlatform;
+use rohrpost_engine::linux::uring::UringPlatform;
 use rohrpost_engine::{DriverChoice, Engine, EngineOptions, LogConfig, Mode, Offset, Partition, ShardEnd};
+use rohrpost_engine_core::platform::Platform;
 use tempfile::TempDir;
 
 use crate::log::{batch, config, options, split};
 use crate::service::{Client, Fetch, OK, Wire};
 
-/// Every way to ask for bytes: as the policy has it, and each mode forced.
-pub const MODES: [Option<Mode>; 4] = [None, Some(Mode::Send), Some(Mode::Sendfile), Some(Mode::DirectSend)];
+/// Every way to ask a driver for bytes: as the policy has it, and each of its modes forced.
+pub fn modes(driver: DriverChoice) -> Vec<Option<Mode>> {
+    let forced = match driver {
+        DriverChoice::Poll => PollPlatform::MODES,
+        _ => UringPlatform::MODES,
+    };
+    std::iter::once(None).chain(forced.iter().copied().map(Some)).collect()
+}
 
 /// An engine with one partition whose batches are known.
 pub struct Log {
@@ -51,6 +60,11 @@ impl Log {
         log.stop();
         log.start();
         log
+    }
+
+    /// How it is started, from the next start on.
+    pub fn options_mut(&mut self) -> &mut EngineOptions {
+        &mut self.options
     }
 
     /// Starts the engine again.

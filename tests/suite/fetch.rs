@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rohrpost_engine::{ByteCount, FetchRequest, Offset};
 use rohrpost_tests::log::{DRIVERS, batch};
-use rohrpost_tests::served::{Log, MODES};
+use rohrpost_tests::served::{Log, modes};
 use rohrpost_tests::service::{Client, Fetch, OK};
 
 #[test]
@@ -56,13 +56,13 @@ fn every_mode_sends_the_same_bytes() {
             let request = FetchRequest::new(id, offset, ByteCount::new(len_max));
             let expected = log.partition().fetch_with(request).wait().unwrap().to_bytes();
             log.check(&expected, offset);
-            for mode in MODES {
+            for mode in modes(driver) {
                 let fetch = Fetch { mode, ..Fetch::new(offset, len_max as u32) };
                 let told = client.fetch(id, fetch);
                 assert!(told.body == expected, "{driver:?} {mode:?} {offset} {len_max}");
             }
         }
-        for mode in MODES {
+        for mode in modes(driver) {
             log.read(&mut client, 0, 240, Fetch { mode, ..Fetch::new(Offset::ZERO, 123_457) });
         }
     }
@@ -76,14 +76,14 @@ fn slow_readers_get_their_bytes_while_memory_wraps() {
         let log = Log::new(driver, 260, 400_000);
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            let slow: Vec<_> = MODES
+            let slow: Vec<_> = modes(driver)
                 .into_iter()
                 .enumerate()
                 .map(|(at, mode)| {
                     let log = &log;
                     scope.spawn(move || {
-                        let mut client = Client::with_buffer(log.address(), Some(4096));
-                        let from = 100 * at as i64;
+                        let mut client = Client::with_buffer(log.address(), Some(16 << 10));
+                        let from = 48 * at as i64;
                         log.read(
                             &mut client,
                             from,
@@ -119,7 +119,8 @@ fn a_reset_leaves_nothing_to_the_next_connection() {
         let mut log = Log::new(driver, 120, 100_000);
         let id = log.partition().id();
         for round in 0..60_i64 {
-            let mode = MODES[round as usize % 4];
+            let modes = modes(driver);
+            let mode = modes[round as usize % modes.len()];
             let mut victim = log.client();
             for i in 0..10 {
                 let offset = Offset::new((round * 31 + i * 17) % 240);
@@ -145,7 +146,7 @@ fn limits_of_length_hold_but_for_the_first_batch() {
         let id = log.partition().id();
         let mut client = log.client();
         let first = log.sent[0].len() as u32;
-        for mode in MODES {
+        for mode in modes(driver) {
             let mut len_of = |offset, len_max| {
                 let fetch = Fetch { mode, ..Fetch::new(Offset::new(offset), len_max) };
                 client.fetch(id, fetch).body.len() as u32
@@ -212,7 +213,7 @@ fn pipelined_requests_are_answered_in_order() {
         let mut tags = Vec::new();
         // More than the limit of a pipeline (16), so that receiving pauses and goes on.
         for round in 0..12 {
-            for mode in MODES {
+            for mode in modes(driver) {
                 tags.push(
                     client.send_fetch(id, Fetch { mode, ..Fetch::new(Offset::new(round * 16), 200_000) }),
                 );

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rohrpost_engine::{ByteCount, Durability, LogConfig, Offset, WriteMode};
 use rohrpost_tests::log::{DRIVERS, batch, config};
-use rohrpost_tests::served::{Log, MODES};
+use rohrpost_tests::served::{Log, modes};
 use rohrpost_tests::service::{Fetch, OK, OUT_OF_RANGE, REFUSED};
 
 /// Segments roll, the log's start moves, at last everything is deleted, while readers read: they get the
@@ -20,7 +20,7 @@ fn readers_meet_rolls_deletions_and_the_end() {
         let more: Vec<_> = (100..200).map(|number| batch(number, 2, 100_000)).collect();
         log.sent.extend(more.iter().cloned());
         let log = Arc::new(log);
-        let readers: Vec<_> = MODES
+        let readers: Vec<_> = modes(driver)
             .into_iter()
             .map(|mode| {
                 let log = Arc::clone(&log);
@@ -110,7 +110,7 @@ fn buffered_writes_and_the_level_written_serve_the_same_bytes() {
             for write_mode in [WriteMode::Buffered, WriteMode::Direct] {
                 let config = LogConfig { durability, write_mode, ..config() };
                 let mut log = Log::with(driver, config, 60, 70_000);
-                for mode in MODES {
+                for mode in modes(driver) {
                     log.read(&mut log.client(), 0, 120, Fetch { mode, ..Fetch::new(Offset::ZERO, 500_000) });
                 }
                 // Hot and cold at once: the tail grows while its beginning is read.
@@ -118,7 +118,8 @@ fn buffered_writes_and_the_level_written_serve_the_same_bytes() {
                     let sent = batch(number, 2, 70_000 + 2 * (number as usize % 50));
                     log.partition().append(sent.clone()).wait().unwrap();
                     log.sent.push(sent);
-                    let mode = MODES[number as usize % 4];
+                    let modes = modes(driver);
+                    let mode = modes[number as usize % modes.len()];
                     let from = 2 * number as i64 - 4;
                     let fetch = Fetch { mode, ..Fetch::new(Offset::ZERO, 1 << 20) };
                     log.read(&mut log.client(), from, from + 6, fetch);

@@ -13,6 +13,7 @@ mod fetch_changes;
 mod golden;
 mod interop;
 mod letters;
+mod modes;
 mod reopen;
 mod shard;
 mod shards;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rohrpost_engine::{DriverChoice, Engine, EngineOptions, Offset, Partition, ShardEnd, ShardLimits};
 use rohrpost_tests::log::{DRIVERS, batch, config, options, read_all, split};
-use rohrpost_tests::served::MODES;
+use rohrpost_tests::served::modes;
 use rohrpost_tests::service::{Client, Fetch, OK, Told, Wire};
 use tempfile::TempDir;
 
@@ -103,7 +103,7 @@ fn a_connection_reads_the_partitions_of_every_shard() {
     for driver in DRIVERS {
         let mut pair = Pair::new(driver, ShardLimits::small());
         let end = Offset::new(BATCHES as i64 * RECORDS);
-        for mode in MODES {
+        for mode in modes(driver) {
             pair.restart();
             for _ in 0..2 {
                 let mut client = pair.client();
@@ -242,7 +242,7 @@ fn ask_until_taken(client: &mut Client, partition: &Partition, round: usize) -> 
 fn resets_while_the_owner_reads_cost_nothing() {
     for driver in DRIVERS {
         let mut pair = Pair::new(driver, ShardLimits::small());
-        for mode in MODES {
+        for mode in modes(driver) {
             pair.restart();
             for round in 0..15 {
                 let mut client =
