@@ -246,7 +246,7 @@ fn resets_while_the_owner_reads_cost_nothing() {
             pair.restart();
             for round in 0..15 {
                 let mut client =
-                    Client::with_buffer(pair.engine.as_ref().unwrap().local_addr().unwrap(), Some(4096));
+                    Client::with_buffer(pair.engine.as_ref().unwrap().local_addr().unwrap(), Some(16 << 10));
                 for partition in &pair.partitions {
                     let offset = Offset::new((round * 7 % BATCHES as i64) * RECORDS);
                     client.send_fetch(partition.id(), Fetch { mode, ..Fetch::new(offset, 2 << 20) });

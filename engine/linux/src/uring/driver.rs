@@ -23,7 +23,7 @@ use super::features::{Feature, FeatureSet, Missing, Reason};
 use super::net_ops::ConnTable;
 use super::recv::RecvPool;
 use super::ring::{Cqe, Ring, RingError};
-use super::setup_error::{SetupError, locked_memory_limit};
+use super::setup_error::{SetupError, reason_of};
 use super::slab::{Key, Kind};
 use crate::arena::{LinuxSlab, PageRound};
 use crate::file::{errno_of, errno_of_io};
@@ -380,14 +380,6 @@ fn earlier(a: Option<Nanos>, b: Option<Nanos>) -> Option<Nanos> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
-    }
-}
-
-fn reason_of(errno: Errno) -> Reason {
-    if errno == Errno::NOMEM {
-        Reason::LockedMemory(errno, locked_memory_limit())
-    } else {
-        Reason::Refused(errno)
     }
 }
 

@@ -4,6 +4,7 @@ use std::io;
 
 use rohrpost_engine_core::disk::Errno;
 
+use super::features::Reason;
 use crate::file::errno_of_io;
 
 /// io_uring cannot be used here. The `poll` driver always can.
@@ -94,4 +95,13 @@ pub(crate) fn locked_memory_limit() -> u64 {
     // SAFETY: [U24] the call writes one rlimit structure, which this function owns.
     let result = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) };
     if result == 0 { limit.rlim_cur } else { 0 }
+}
+
+/// Why the kernel refuses what it knows.
+pub(super) fn reason_of(errno: Errno) -> Reason {
+    if errno == Errno::NOMEM {
+        Reason::LockedMemory(errno, locked_memory_limit())
+    } else {
+        Reason::Refused(errno)
+    }
 }

@@ -24,23 +24,39 @@ fn with_and_without_what_is_new(body: impl Fn(&dyn Fn(Options) -> UringDriver)) 
     }
 }
 
-macro_rules! pipe_tests {
-    ($($name:ident),* $(,)?) => {
-        $(#[test]
-        fn $name() {
-            with_and_without_what_is_new(|make| pipe_bodies::$name(make));
-        })*
-    };
+#[test]
+fn ranges_arrive_whole() {
+    with_and_without_what_is_new(|make| pipe_bodies::ranges_arrive_whole(make));
 }
 
-pipe_tests! {
-    ranges_arrive_whole,
-    pipe_and_memory_keep_their_order,
-    a_reset_leaves_nothing_for_the_next,
-    closed_while_filling,
-    pipes_are_bounded,
-    refused_fills_say_why,
-    dropped_with_full_pipes,
+#[test]
+fn pipe_and_memory_keep_their_order() {
+    with_and_without_what_is_new(|make| pipe_bodies::pipe_and_memory_keep_their_order(make));
+}
+
+#[test]
+fn a_reset_leaves_nothing_for_the_next() {
+    with_and_without_what_is_new(|make| pipe_bodies::a_reset_leaves_nothing_for_the_next(make));
+}
+
+#[test]
+fn closed_while_filling() {
+    with_and_without_what_is_new(|make| pipe_bodies::closed_while_filling(make));
+}
+
+#[test]
+fn pipes_are_bounded() {
+    with_and_without_what_is_new(|make| pipe_bodies::pipes_are_bounded(make));
+}
+
+#[test]
+fn refused_fills_say_why() {
+    with_and_without_what_is_new(|make| pipe_bodies::refused_fills_say_why(make));
+}
+
+#[test]
+fn dropped_with_full_pipes() {
+    with_and_without_what_is_new(|make| pipe_bodies::dropped_with_full_pipes(make));
 }
 
 #[test]
