@@ -9,6 +9,11 @@ use crate::types::ByteCount;
 /// further system calls.
 pub const REFERENCE_LEN_MIN: ByteCount = ByteCount::kib(32);
 
+/// How often all of a chunk has been sent before its pages are lent. Twice: a single reader asks for the batch at the
+/// end of its range again, and so sends a little of most chunks twice; lending its chunks, which nobody else wants,
+/// would have every page of a backfill replaced.
+pub const SHARED_COUNT_MIN: u64 = 2;
+
 /// Ranges shorter than this are copied to remote peers as well: the kernel's documentation puts the point at which
 /// `SEND_ZC` starts to pay at about 10 KiB, and each such send has a second completion.
 pub const ZERO_COPY_LEN_MIN: ByteCount = ByteCount::kib(64);
@@ -40,8 +45,8 @@ pub const fn choose(facts: RangeFacts) -> Mode {
 pub struct PieceFacts {
     /// Length of the range it belongs to.
     pub len: ByteCount,
-    /// Whether its memory has been sent before: lending pages pays from the second reader on, because the price,
-    /// replacing them, falls due once.
+    /// Whether its chunk has been sent [`SHARED_COUNT_MIN`] times before: lending pages pays with several readers,
+    /// because the price, replacing them, falls due once.
     pub shared: bool,
     /// Whether the connection's peer is remote and has not been found to get copies all the same.
     pub zero_copy: bool,

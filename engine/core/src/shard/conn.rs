@@ -157,6 +157,11 @@ impl<P: Platform, C> Conn<P, C> {
         self.how == how
     }
 
+    /// Whether leases are staged that go by reference.
+    pub(crate) fn refers(&self) -> bool {
+        self.how == SendHow::Reference && self.outgoing.iter().any(|part| matches!(part, SendPart::Lease(_)))
+    }
+
     /// Bytes staged.
     pub(crate) fn staged_len(&self) -> usize {
         let len: usize = self.outgoing.iter().map(|part| part.as_ref().len()).sum();

@@ -21,6 +21,9 @@ use crate::types::{ByteCount, Position};
 /// cost of a send does not show.
 const SEND_LEN_MAX: usize = 256 << 10;
 
+/// Most bytes in one send by reference: nothing is copied on the turn.
+const REFERENCE_LEN_MAX: usize = 1 << 20;
+
 /// Most bytes in one fill: most of its cost is per fill. A pipe that has no room for so much is filled as far as it
 /// goes.
 const FILL_LEN_MAX: usize = 1 << 20;
@@ -114,7 +117,8 @@ impl<P: Platform, C> Core<P, C> {
             let Some(conn) = self.conn_mut(id) else { return Staged::Nothing };
             let staged = conn.staged_len();
             let parts = if staged > 0 { Staged::Parts { more: false } } else { Staged::Nothing };
-            if staged >= SEND_LEN_MAX || !conn.has_room() {
+            let len_max = if conn.refers() { REFERENCE_LEN_MAX } else { SEND_LEN_MAX };
+            if staged >= len_max || !conn.has_room() {
                 return parts;
             }
             let Some(response) = conn.responses.front_mut() else { return parts };
@@ -128,7 +132,7 @@ impl<P: Platform, C> Core<P, C> {
                 conn.finish_response();
                 continue;
             };
-            match self.stage_fetch(id, fetch, SEND_LEN_MAX - staged) {
+            match self.stage_fetch(id, fetch, len_max - staged) {
                 Ok(Piece::Staged) => {}
                 Ok(_) if staged > 0 => return Staged::Parts { more: true },
                 Ok(_) if self.is_of_file(fetch) => return Staged::File(fetch),
