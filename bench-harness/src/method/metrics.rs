@@ -32,10 +32,9 @@ pub(super) fn cold_rate(observed: &Observed) -> Option<f64> {
 
 /// Whose latencies the round reports.
 pub(super) fn latency_record(observed: &Observed) -> &Recorded {
-    match &observed.marks[1].produced {
-        Some(produced) => &produced.acks,
-        None => observed.report.acks.as_ref().unwrap_or(&observed.report.hot),
-    }
+    // A producer that is a client knows; the server of a baseline keeps an empty record then.
+    let produced = observed.marks[1].produced.as_ref().map(|produced| &produced.acks);
+    observed.report.acks.as_ref().or(produced).unwrap_or(&observed.report.hot)
 }
 
 /// The fields, the flags and the further numbers. `control` is the CPU share of the same path in the same round
