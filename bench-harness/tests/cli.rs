@@ -164,7 +164,7 @@ fn a_quick_append_run_measures_every_path() {
 #[test]
 fn a_quick_scheduled_run_measures_every_path() {
     let dir = scratch();
-    let workloads = "tail-1-rate,tail-4-socket,flood,lag-64m-small,backfill-append-1";
+    let workloads = "tail-1-rate,tail-4-socket,flood,lag-64m-small,backfill-append-0,backfill-append-1";
     let paths = "write_fdatasync,write_group_fdatasync,engine_poll";
     let args = ["--workload", workloads, "--paths", paths, "--seconds", "0.1"];
     let (output, lines) = run(dir.path(), &args);
@@ -174,6 +174,7 @@ fn a_quick_scheduled_run_measures_every_path() {
         ("tail-4-socket", &["gb_per_s"]),
         ("flood", &["flood_mb_per_s", "offered_per_s"]),
         ("lag-64m-small", &["lag_p50_us", "gb_per_s"]),
+        ("backfill-append-0", &["served_per_s"]),
         ("backfill-append-1", &["cold_gb_per_s", "server_cpu_us_per_cold_mb"]),
     ];
     for (workload, fields) in fields {

@@ -113,7 +113,8 @@ fn options(context: &ServerContext, dir: &Path, driver: DriverChoice) -> Result<
     options.driver = driver;
     options.cores = vec![Some(context.config.core)];
     options.congestion_control = Some(context.config.congestion.clone());
-    if workload.kind != Kind::Append || workload.is_cold() {
+    let is_read = workload.append.as_ref().is_some_and(|append| append.backlog_len > 0);
+    if workload.kind != Kind::Append || is_read {
         options.listen = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
     }
     if !context.config.mask_features.is_empty() {
