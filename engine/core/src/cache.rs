@@ -42,6 +42,7 @@ struct Entry<L> {
     lease: Option<L>,
     queue: Queue,
     hits: u8,
+    written: bool,
     generation: u32,
     previous: u32,
     next: u32,
@@ -67,6 +68,8 @@ pub enum Lookup<L> {
         start: Position,
         /// Position after its last byte.
         end: Position,
+        /// Whether it was written, and not read from the device.
+        written: bool,
     },
     /// A read is under way.
     Loading(u32),
@@ -111,7 +114,7 @@ impl<L: Lease> ReadCache<L> {
         }
         entry.hits = entry.hits.saturating_add(1);
         match &entry.lease {
-            Some(lease) => Lookup::Resident { lease: lease.clone(), start, end },
+            Some(lease) => Lookup::Resident { lease: lease.clone(), start, end, written: entry.written },
             None => Lookup::Missing,
         }
     }
@@ -135,6 +138,7 @@ impl<L: Lease> ReadCache<L> {
     ) {
         self.remove_range(uid, position, len);
         let index = self.new_entry(uid, position, len);
+        self.entries[index as usize].written = true;
         self.fill(index, valid, lease);
         self.push(index, Queue::Main);
     }
@@ -315,6 +319,7 @@ impl<L: Lease> ReadCache<L> {
                     lease: None,
                     queue: Queue::Free,
                     hits: 0,
+                    written: false,
                     generation: 0,
                     previous: NONE,
                     next: NONE,
@@ -328,6 +333,7 @@ impl<L: Lease> ReadCache<L> {
         entry.position = position;
         entry.len = len;
         entry.hits = 0;
+        entry.written = false;
         entry.first_waiter = NONE;
         for granule in granules_of(position, len) {
             self.granules.insert((uid, granule), index);

@@ -52,7 +52,7 @@ fn insert(cache: &mut ReadCache<Tag>, granule: u64, granules: u64, number: u64) 
 
 fn resident(cache: &mut ReadCache<Tag>, granule: u64) -> Option<(u64, Range<u64>)> {
     match cache.lookup(UID, at(granule)) {
-        Lookup::Resident { lease, start, end } => {
+        Lookup::Resident { lease, start, end, .. } => {
             let granules = |position: Position| position.get() / CHUNK_LEN_MIN.get();
             Some((lease.0, granules(start)..granules(end)))
         }

@@ -124,6 +124,13 @@ impl<P: Platform> Memory<P> {
         }
     }
 
+    /// Whether cached chunks have to go for others to come. A page that was lent is free only when everything in it
+    /// is, so lending then costs neighbours that are still wanted.
+    pub(crate) fn is_tight(&self) -> bool {
+        let can_grow = (self.slabs + 1) * SLAB_LEN.get() <= self.len_max.get() && self.grow_failed.is_none();
+        !can_grow && self.arena.free_len().get() * REPLACED_AHEAD_SHARE < self.arena.capacity().get()
+    }
+
     /// Longest chunk for a tail in this arena.
     pub(crate) fn tail_chunk_len_max(&self) -> ByteCount {
         let share = self.arena.capacity().get() / TAIL_CHUNK_SHARE;

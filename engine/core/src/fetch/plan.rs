@@ -15,7 +15,7 @@ use crate::types::{ByteCount, Offset, Position};
 /// What a look at memory brings.
 pub(crate) enum Glance<P: Platform> {
     /// The lease's range `[start, end)` contains the position.
-    Resident { lease: P::Lease, start: Position, end: Position },
+    Resident { lease: P::Lease, start: Position, end: Position, written: bool },
     /// A read of it is under way.
     Loading(u32),
     /// It has to be read.
@@ -43,17 +43,19 @@ impl<P: Platform> Partition<P> {
         end: Position,
     ) -> Glance<P> {
         if let Some((lease, start, end)) = self.tail.lease_at(uid, position, end) {
-            return Glance::Resident { lease, start, end };
+            return Glance::Resident { lease, start, end, written: true };
         }
         match memory.cache.lookup(uid, position) {
-            Lookup::Resident { lease, start, end: to } if to > end => {
+            Lookup::Resident { lease, start, end: to, written } if to > end => {
                 if end <= position {
                     return Glance::Missing;
                 }
                 let lease = lease.slice(0..end.since(start).as_usize());
-                Glance::Resident { lease, start, end }
+                Glance::Resident { lease, start, end, written }
             }
-            Lookup::Resident { lease, start, end } => Glance::Resident { lease, start, end },
+            Lookup::Resident { lease, start, end, written } => {
+                Glance::Resident { lease, start, end, written }
+            }
             Lookup::Loading(entry) => Glance::Loading(entry),
             Lookup::Missing => Glance::Missing,
         }

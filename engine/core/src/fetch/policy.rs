@@ -9,9 +9,9 @@ use crate::types::ByteCount;
 /// further system calls.
 pub const REFERENCE_LEN_MIN: ByteCount = ByteCount::kib(32);
 
-/// How often all of a chunk has been sent before its pages are lent. Twice: a single reader asks for the batch at the
-/// end of its range again, and so sends a little of most chunks twice; lending its chunks, which nobody else wants,
-/// would have every page of a backfill replaced.
+/// How often all of a chunk that was read from the device has been sent before its pages are lent; for one that was
+/// written it is once. Twice: a single reader asks for the batch at the end of its range again, and so sends a little of most chunks
+/// twice; lending its chunks, which nobody else wants, would have every page of a backfill replaced.
 pub const SHARED_COUNT_MIN: u64 = 2;
 
 /// Ranges shorter than this are copied to remote peers as well: the kernel's documentation puts the point at which
@@ -45,7 +45,7 @@ pub const fn choose(facts: RangeFacts) -> Mode {
 pub struct PieceFacts {
     /// Length of the range it belongs to.
     pub len: ByteCount,
-    /// Whether its chunk has been sent [`SHARED_COUNT_MIN`] times before: lending pages pays with several readers,
+    /// Whether its chunk has been sent so often before (see [`SHARED_COUNT_MIN`]) that there are several readers: lending pages pays with several readers,
     /// because the price, replacing them, falls due once.
     pub shared: bool,
     /// Whether the connection's peer is remote and has not been found to get copies all the same.

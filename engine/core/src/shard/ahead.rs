@@ -71,7 +71,8 @@ impl<P: Platform, C> Core<P, C> {
             Some(place) => *place = (uid, from),
             None => return self.places.note((uid, from)),
         }
-        if self.reads.pending_len(self.limits.cold_read_len) * 2 < self.limits.cold_read_bytes_max.get() {
+        // Beside other readers' reads the disk has enough to do, and what it brings early only takes their place.
+        if self.reads.pending_len(self.limits.cold_read_len) == 0 {
             let until = from.plus(ahead).min(partition.visible_end(next));
             self.request_reads(partition, uid, from, until, false);
         }

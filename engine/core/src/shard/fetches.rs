@@ -292,7 +292,7 @@ impl<P: Platform, C> Core<P, C> {
             }
             let (uid, at, end) = (stream.uid, stream.at, stream.end);
             match partition.glance(&mut self.memory, uid, at, end) {
-                Glance::Resident { lease, start, end: to } => {
+                Glance::Resident { lease, start, end: to, .. } => {
                     let to = to.min(end);
                     let piece = lease.slice(at.since(start).as_usize()..to.since(start).as_usize());
                     stream.at = to;
@@ -339,8 +339,15 @@ impl<P: Platform, C> Core<P, C> {
             return Err(FetchError::UnknownPartition);
         };
         let piece = match partition.glance(&mut self.memory, uid, at, end) {
-            Glance::Resident { lease, start, end: to } => {
-                let shared = lease.sent_before() >= SHARED_COUNT_MIN * to.since(start).get();
+            Glance::Resident { lease, start, end: to, written } => {
+                // Chunks written one after the other grow old together with the others of their page.
+                let shared = match written {
+                    true => lease.sent_before() >= to.since(start).get(),
+                    false => {
+                        let enough = SHARED_COUNT_MIN * to.since(start).get();
+                        lease.sent_before() >= enough && !self.memory.is_tight()
+                    }
+                };
                 let how = hand_over(PieceFacts { len, shared, zero_copy, forced }, P::MODES);
                 let to = to.min(end).min(at.plus(ByteCount::of_usize(len_max)));
                 Some((lease.slice(at.since(start).as_usize()..to.since(start).as_usize()), how))
