@@ -340,14 +340,8 @@ impl<P: Platform, C> Core<P, C> {
         };
         let piece = match partition.glance(&mut self.memory, uid, at, end) {
             Glance::Resident { lease, start, end: to, written } => {
-                // Chunks written one after the other grow old together with the others of their page.
-                let shared = match written {
-                    true => lease.sent_before() >= to.since(start).get(),
-                    false => {
-                        let enough = SHARED_COUNT_MIN * to.since(start).get();
-                        lease.sent_before() >= enough && !self.memory.is_tight()
-                    }
-                };
+                let enough = if written { 1 } else { SHARED_COUNT_MIN } * to.since(start).get();
+                let shared = lease.sent_before() >= enough && !self.memory.is_tight();
                 let how = hand_over(PieceFacts { len, shared, zero_copy, forced }, P::MODES);
                 let to = to.min(end).min(at.plus(ByteCount::of_usize(len_max)));
                 Some((lease.slice(at.since(start).as_usize()..to.since(start).as_usize()), how))
