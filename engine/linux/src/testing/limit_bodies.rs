@@ -61,11 +61,11 @@ where
     assert_ne!(first, second);
 }
 
-/// Takes every descriptor the process may still open.
+/// Takes every descriptor the process may still open: more than a few, whatever it has inherited.
 pub(crate) fn exhaust_descriptors() -> Vec<std::fs::File> {
     let open = std::fs::read_dir("/proc/self/fd").expect("procfs");
     let numbers = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u64>().ok());
-    let limit = numbers.max().expect("standard input at least") + 1;
+    let limit = numbers.max().expect("standard input at least") + 8;
     let old = rustix::process::getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: Some(limit), maximum: old.maximum })
         .expect("limits may be lowered");
