@@ -19,9 +19,6 @@ pub const TURN_SEND_BYTES: ByteCount = ByteCount::mib(1);
 /// Largest fetch answer. Less than asked for is always a legal answer; Kafka's `fetch.max.bytes`.
 pub const FETCH_LEN_MAX: ByteCount = ByteCount::mib(55);
 
-/// Pieces of log a transfer holds at a time, read ahead or waiting for the socket.
-pub const TRANSFER_WINDOW: usize = 6;
-
 /// While memory is short, a connection whose peer takes nothing for so long is closed: what is on its way to it
 /// occupies memory that the others need. Milliseconds.
 pub const STALL_MS_MAX: u64 = 5_000;
@@ -57,8 +54,8 @@ pub struct ShardLimits {
     pub cold_read_bytes_max: ByteCount,
     /// Length of a cold read: a power of two between the chunk limits.
     pub cold_read_len: ByteCount,
-    /// Bytes read ahead of a reader that goes through old data from one fetch to the next; zero reads none. One fetch's
-    /// worth measured 1.3 to 1.6 times the cold bytes per second at two thirds of the CPU per byte.
+    /// Bytes read ahead of a reader that goes through old data from one fetch to the next; zero reads none.
+    /// Only while no other read of old data is under way.
     pub cold_ahead_len: ByteCount,
     /// Whether long cold ranges go through pipes, past arena and page cache: the cheapest way for the core, at the
     /// price of reading again what the next reader of the same range asks for, and of some throughput where several

@@ -59,11 +59,15 @@ impl<P: Platform> Memory<P> {
     /// Whether the arena should grow now: little is free, the limit allows it, no slab is under way.
     /// The caller asks the driver.
     pub(crate) fn wants_growth(&mut self) -> bool {
-        let room = (self.slabs + 1) * SLAB_LEN.get() <= self.len_max.get();
         let scarce = self.arena.free_len().get() < SLAB_LEN.get() / 4 || !self.has_start_len();
-        let wants = room && scarce && !self.growing && self.grow_failed.is_none();
+        let wants = self.can_grow() && scarce && !self.growing;
         self.growing |= wants;
         wants
+    }
+
+    /// Whether the limit has room for another slab, and none has been refused.
+    fn can_grow(&self) -> bool {
+        (self.slabs + 1) * SLAB_LEN.get() <= self.len_max.get() && self.grow_failed.is_none()
     }
 
     /// Whether the arena is as long as it is to be at the start, or as long as it gets.
@@ -109,8 +113,7 @@ impl<P: Platform> Memory<P> {
     pub(crate) fn settle(&mut self) {
         self.arena.settle();
         let lent = self.arena.lent_len().get();
-        let can_grow = (self.slabs + 1) * SLAB_LEN.get() <= self.len_max.get() && self.grow_failed.is_none();
-        if lent == 0 || can_grow {
+        if lent == 0 || self.can_grow() {
             return;
         }
         let capacity = self.arena.capacity();
@@ -127,8 +130,7 @@ impl<P: Platform> Memory<P> {
     /// Whether cached chunks have to go for others to come. A page that was lent is free only when everything in it
     /// is, so lending then costs neighbours that are still wanted.
     pub(crate) fn is_tight(&self) -> bool {
-        let can_grow = (self.slabs + 1) * SLAB_LEN.get() <= self.len_max.get() && self.grow_failed.is_none();
-        !can_grow && self.arena.free_len().get() * REPLACED_AHEAD_SHARE < self.arena.capacity().get()
+        !self.can_grow() && self.arena.free_len().get() * REPLACED_AHEAD_SHARE < self.arena.capacity().get()
     }
 
     /// Longest chunk for a tail in this arena.

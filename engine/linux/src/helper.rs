@@ -244,7 +244,8 @@ impl<P: LinuxPlatform> Shared<P> {
     }
 
     fn make_slabs(&self) {
-        while let Some(SlabJob { mailbox, slabs }) = self.next_slab() {
+        let next = || self.next(&self.slabs_changed, |queues| queues.slabs.pop_front());
+        while let Some(SlabJob { mailbox, slabs }) = next() {
             // Only this thread counts, so an index that could not be used is given to the next try.
             let index = slabs.load(Ordering::Relaxed);
             mailbox.post(match LinuxSlab::allocate(index) {
@@ -258,35 +259,24 @@ impl<P: LinuxPlatform> Shared<P> {
     }
 
     fn replace_pages(&self) {
-        while let Some(PagesJob { mailbox, pages, replaced_len }) = self.next_pages() {
+        let next = || self.next(&self.pages_changed, |queues| queues.pages.pop_front());
+        while let Some(PagesJob { mailbox, pages, replaced_len }) = next() {
             replaced_len.fetch_add(pages.replace(), Ordering::Relaxed);
             mailbox.post(Message::PagesReplaced);
         }
     }
 
-    fn next_pages(&self) -> Option<PagesJob<P>> {
+    /// The next job that `take` finds, waiting for `changed`; `None` when there is none and none will come.
+    fn next<T>(&self, changed: &Condvar, take: impl Fn(&mut Queues<P>) -> Option<T>) -> Option<T> {
         let mut queues = self.lock();
         loop {
-            if let Some(job) = queues.pages.pop_front() {
+            if let Some(job) = take(&mut queues) {
                 return Some(job);
             }
             if queues.ending {
                 return None;
             }
-            queues = self.pages_changed.wait(queues).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    fn next_slab(&self) -> Option<SlabJob<P>> {
-        let mut queues = self.lock();
-        loop {
-            if let Some(job) = queues.slabs.pop_front() {
-                return Some(job);
-            }
-            if queues.ending {
-                return None;
-            }
-            queues = self.slabs_changed.wait(queues).unwrap_or_else(PoisonError::into_inner);
+            queues = changed.wait(queues).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
@@ -294,17 +284,8 @@ impl<P: LinuxPlatform> Shared<P> {
 /// The name of the partition's directory, which orders its steps.
 fn partition_of<P: LinuxPlatform>(step: &Step<P>) -> String {
     match step {
-        Step::Open { name, .. }
-        | Step::CreateSegment { name, .. }
-        | Step::PrepareSegment { name, .. }
-        | Step::OpenSegment { name, .. }
-        | Step::DeleteSegments { name, .. }
-        | Step::Close { name, .. }
-        | Step::DeletePartition { name } => name.to_string(),
         Step::Extend { file, .. } | Step::Seal { file, .. } => dir_name_of(file.path()),
-        Step::WriteCompanions(companions) => {
-            companions.name.as_ref().map(ToString::to_string).unwrap_or_default()
-        }
+        named => named.partition().map(ToString::to_string).unwrap_or_default(),
     }
 }
 

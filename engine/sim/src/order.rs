@@ -29,24 +29,12 @@ pub(crate) fn shuffle_but_requests(events: &mut [Event<SimPlatform>], prng: &mut
 
 /// The partition whose steps run one after the other: the name of its directory.
 pub(crate) fn partition_of(step: &Step<SimPlatform>) -> String {
-    let name = match step {
-        Step::Open { name, .. }
-        | Step::CreateSegment { name, .. }
-        | Step::PrepareSegment { name, .. }
-        | Step::OpenSegment { name, .. }
-        | Step::DeleteSegments { name, .. }
-        | Step::Close { name, .. }
-        | Step::DeletePartition { name } => name,
-        Step::WriteCompanions(companions) | Step::Seal { companions, .. } => {
-            companions.name.as_ref().expect("companions on their way to a file name their partition")
-        }
-        Step::Extend { file, .. } => {
-            let directory = file.path().parent().and_then(|parent| parent.file_name());
-            let name = directory.and_then(|name| name.to_str()).expect("a segment lies in its partition");
-            return name.to_owned();
-        }
-    };
-    name.to_string()
+    if let Step::Extend { file, .. } = step {
+        let directory = file.path().parent().and_then(|parent| parent.file_name());
+        let name = directory.and_then(|name| name.to_str()).expect("a segment lies in its partition");
+        return name.to_owned();
+    }
+    step.partition().expect("companions on their way to a file name their partition").to_string()
 }
 
 /// A result as one number, for the trace.

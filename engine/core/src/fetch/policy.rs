@@ -12,7 +12,7 @@ pub const REFERENCE_LEN_MIN: ByteCount = ByteCount::kib(32);
 /// How often all of a chunk that was read from the device has been sent before its pages are lent; for one that was
 /// written it is once. Twice: a single reader asks for the batch at the end of its range again, and so sends a little of most chunks
 /// twice; lending its chunks, which nobody else wants, would have every page of a backfill replaced.
-pub const SHARED_COUNT_MIN: u64 = 2;
+const SHARED_COUNT_MIN: u64 = 2;
 
 /// Ranges shorter than this are copied to remote peers as well: the kernel's documentation puts the point at which
 /// `SEND_ZC` starts to pay at about 10 KiB, and each such send has a second completion.
@@ -45,13 +45,19 @@ pub const fn choose(facts: RangeFacts) -> Mode {
 pub struct PieceFacts {
     /// Length of the range it belongs to.
     pub len: ByteCount,
-    /// Whether its chunk has been sent so often before (see [`SHARED_COUNT_MIN`]) that there are several readers: lending pages pays with several readers,
-    /// because the price, replacing them, falls due once.
+    /// Whether several readers want its chunk (`is_shared`) and memory is ample: lending pages pays with several
+    /// readers, because the price, replacing them, falls due once.
     pub shared: bool,
     /// Whether the connection's peer is remote and has not been found to get copies all the same.
     pub zero_copy: bool,
     /// The mode the request forces, if any.
     pub forced: Option<Mode>,
+}
+
+/// Whether a chunk with `len` bytes of log, of which `sent` bytes have been sent over all its readers, has several.
+/// `written`: by this shard, not read from the device.
+pub(crate) const fn is_shared(sent: u64, len: ByteCount, written: bool) -> bool {
+    sent >= if written { 1 } else { SHARED_COUNT_MIN } * len.get()
 }
 
 /// Chooses how a piece is sent by a driver with these modes.

@@ -243,6 +243,21 @@ pub struct RecoveryReport {
 }
 
 impl<P: Platform> Step<P> {
+    /// The partition it is about, where it names one; an extension names a file only.
+    pub fn partition(&self) -> Option<&TopicPartition> {
+        match self {
+            Step::Open { name, .. }
+            | Step::CreateSegment { name, .. }
+            | Step::PrepareSegment { name, .. }
+            | Step::OpenSegment { name, .. }
+            | Step::DeleteSegments { name, .. }
+            | Step::Close { name, .. }
+            | Step::DeletePartition { name } => Some(name),
+            Step::WriteCompanions(companions) | Step::Seal { companions, .. } => companions.name.as_ref(),
+            Step::Extend { .. } => None,
+        }
+    }
+
     /// Runs the step; blocks.
     pub fn run(self, log_dir: &LogDir<P::Disk>) -> StepOutput<P>
     where

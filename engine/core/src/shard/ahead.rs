@@ -2,8 +2,8 @@
 //!
 //! Owns the places at which cold fetches ended lately. Always holds: a fetch is read ahead of by at most
 //! `cold_ahead_len`, once, and only if it went on where an earlier one had ended, so that a reader that stops leaves no
-//! more than that behind, in the queue that is evicted first. What is read ahead takes at most half of the budget of
-//! cold reads. Nothing is read ahead in the active segment: its end is in memory.
+//! more than that behind, in the queue that is evicted first. Nothing is read ahead while other cold reads wait or are in
+//! flight, nor in the active segment: its end is in memory.
 
 use crate::cache::SegmentUid;
 use crate::fetch::Mode;
@@ -72,7 +72,7 @@ impl<P: Platform, C> Core<P, C> {
             None => return self.places.note((uid, from)),
         }
         // Beside other readers' reads the disk has enough to do, and what it brings early only takes their place.
-        if self.reads.pending_len(self.limits.cold_read_len) == 0 {
+        if self.reads.are_done() {
             let until = from.plus(ahead).min(partition.visible_end(next));
             self.request_reads(partition, uid, from, until, false);
         }

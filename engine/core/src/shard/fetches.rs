@@ -2,7 +2,7 @@
 
 use crate::error::FetchError;
 use crate::fetch::plan::{Glance, Located};
-use crate::fetch::policy::{PieceFacts, RangeFacts, SHARED_COUNT_MIN, choose, hand_over};
+use crate::fetch::policy::{PieceFacts, RangeFacts, choose, hand_over, is_shared};
 use crate::fetch::transfer::{FetchId, FetchState, Stream};
 use crate::fetch::{FetchOutcome, FetchRequest, Fetched, Mode};
 use crate::limits::FETCH_LEN_MAX;
@@ -340,8 +340,8 @@ impl<P: Platform, C> Core<P, C> {
         };
         let piece = match partition.glance(&mut self.memory, uid, at, end) {
             Glance::Resident { lease, start, end: to, written } => {
-                let enough = if written { 1 } else { SHARED_COUNT_MIN } * to.since(start).get();
-                let shared = lease.sent_before() >= enough && !self.memory.is_tight();
+                let shared =
+                    is_shared(lease.sent_before(), to.since(start), written) && !self.memory.is_tight();
                 let how = hand_over(PieceFacts { len, shared, zero_copy, forced }, P::MODES);
                 let to = to.min(end).min(at.plus(ByteCount::of_usize(len_max)));
                 Some((lease.slice(at.since(start).as_usize()..to.since(start).as_usize()), how))

@@ -47,9 +47,9 @@ impl Reads {
         Self { queue: VecDeque::with_capacity(capacity), in_flight_len: ByteCount::ZERO }
     }
 
-    /// Bytes in flight or waiting, each waiting read counted as one of `read_len`.
-    pub(super) fn pending_len(&self, read_len: ByteCount) -> u64 {
-        self.in_flight_len.get() + self.queue.len() as u64 * read_len.get()
+    /// Whether nothing waits and nothing is in flight.
+    pub(super) fn are_done(&self) -> bool {
+        self.queue.is_empty() && self.are_idle()
     }
 
     /// Whether nothing is in flight.

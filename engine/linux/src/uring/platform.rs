@@ -21,15 +21,5 @@ impl Platform for UringPlatform {
     type Lease = LinuxLease;
     type RecvBuf = RecvBuf;
 
-    const MODES: &'static [Mode] = &[
-        Mode::Send,
-        Mode::SendZc,
-        Mode::SendRef,
-        Mode::Sendfile,
-        Mode::Splice,
-        Mode::DirectSend,
-        Mode::DirectSendZc,
-        Mode::DirectSplice,
-        Mode::ReadSend,
-    ];
+    const MODES: &'static [Mode] = Mode::ALL;
 }
