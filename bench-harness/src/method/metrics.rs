@@ -30,6 +30,13 @@ pub(super) fn cold_rate(observed: &Observed) -> Option<f64> {
         .then(|| observed.report.hot.cold_bytes as f64 / seconds)
 }
 
+/// An engine's writes in the window, count and bytes by class of length.
+pub(super) fn writes(observed: &Observed) -> Vec<(u64, u64)> {
+    let [first, second] = &observed.marks;
+    let both = first.writes.iter().zip(&second.writes);
+    both.map(|((count, len), (count_then, len_then))| (count_then - count, len_then - len)).collect()
+}
+
 /// Whose latencies the round reports.
 pub(super) fn latency_record(observed: &Observed) -> &Recorded {
     // A producer that is a client knows; the server of a baseline keeps an empty record then.
@@ -229,6 +236,11 @@ fn extra(observed: &Observed, seconds: f64, cpu_s: f64, busy_s: f64) -> BTreeMap
         if observed.marks[1].produced.is_some() && acked > 0.0 {
             extra.insert("disk_write_per_acked_byte", written / acked);
         }
+    }
+    let (count, len) = writes(observed).iter().fold((0, 0), |(a, b), (count, len)| (a + count, b + len));
+    if count > 0 {
+        extra.insert("write_len_mean", len as f64 / count as f64);
+        extra.insert("writes_per_s", count as f64 / seconds);
     }
     let names = [
         ["server_resident_bytes_before", "tcp_bytes_before"],

@@ -90,6 +90,8 @@ struct Env {
     cold_rate_max: f64,
     /// CPU share of a path in a round without cold readers, to be taken off its cold rounds: by kind of load.
     hot_cpu_share: HashMap<(Kind, &'static str, usize), f64>,
+    /// Lengths of the engine's writes and how many of each it made last, by workload.
+    write_shapes: HashMap<String, Vec<(u64, u64)>>,
 }
 
 impl Env {
@@ -146,6 +148,7 @@ pub fn run(options: &RunOptions) -> Result<Outcome> {
         device: proc::device_of(device_dir),
         cold_rate_max: 0.0,
         hot_cpu_share: HashMap::new(),
+        write_shapes: HashMap::new(),
     };
     let mut file = ResultFile::create(&options.json)?;
     file.write(&host_json(&RunFacts {
@@ -259,7 +262,10 @@ impl Runner<'_> {
             self.progress.set_message(format!("verify {} {}", workload.name, path.name));
             let cell = self.cell(workload, path, &plan);
             match verify::verify(env, &cell) {
-                Ok(()) => paths.push(*path),
+                Ok(writes) => {
+                    calibrate::note_writes(env, &cell, &writes);
+                    paths.push(*path);
+                }
                 Err(BenchError::Interrupted) => return Err(BenchError::Interrupted),
                 // A path that cannot start here (no io_uring, no O_DIRECT) is skipped with its reason; one that
                 // returned wrong bytes ends the run.

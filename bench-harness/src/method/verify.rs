@@ -22,13 +22,17 @@ const TAIL_LEN: usize = 8 << 20;
 /// How long it may take to.
 const TAIL_TIME: Duration = Duration::from_secs(10);
 
-/// Starts the path, checks it, ends it.
-pub(super) fn verify(env: &Env, cell: &Cell<'_>) -> Result<()> {
+/// Count and bytes of an engine's writes, by class of length.
+type Writes = Vec<(u64, u64)>;
+
+/// Starts the path, checks it, ends it. Returns what it wrote meanwhile, where it counts that.
+pub(super) fn verify(env: &Env, cell: &Cell<'_>) -> Result<Writes> {
     if cell.path.role == Role::Harness || cell.path.is_calibration {
         // Its bytes are constants by design, or go nowhere; the report says so.
-        return Ok(());
+        return Ok(Writes::new());
     }
     let mut server = Server::start(env, cell)?;
+    let mut writes = Writes::new();
     match cell.workload.kind {
         Kind::Fetch => {
             if let Some(log) = cell.log {
@@ -45,7 +49,7 @@ pub(super) fn verify(env: &Env, cell: &Cell<'_>) -> Result<()> {
                 }
                 None => None,
             };
-            check_files(cell, &mut server, read)?;
+            writes = check_files(cell, &mut server, read)?;
         }
         Kind::Tail => {
             begin(cell, &mut server)?;
@@ -58,7 +62,7 @@ pub(super) fn verify(env: &Env, cell: &Cell<'_>) -> Result<()> {
             check_files(cell, &mut server, Some((0, read)))?;
         }
     }
-    server.finish()
+    server.finish().map(|()| writes)
 }
 
 fn fail(cell: &Cell<'_>, why: impl ToString) -> BenchError {
@@ -131,7 +135,7 @@ fn read_log(cell: &Cell<'_>, port: u16, partition: usize) -> Result<Vec<u8>> {
 
 /// Stops the producer and reads its files: whole batches, CRC-checked, offsets without gaps, at least as much as
 /// was acknowledged, and first of all the bytes that a tail reader got.
-fn check_files(cell: &Cell<'_>, server: &mut Server, read: Option<(usize, Vec<u8>)>) -> Result<()> {
+fn check_files(cell: &Cell<'_>, server: &mut Server, read: Option<(usize, Vec<u8>)>) -> Result<Writes> {
     let mark = server.stop()?;
     let produced = mark.produced.unwrap_or_default();
     let is_client = cell.workload.append.as_ref().is_some_and(|append| append.socket);
@@ -149,7 +153,7 @@ fn check_files(cell: &Cell<'_>, server: &mut Server, read: Option<(usize, Vec<u8
     if found < acked {
         return Err(fail(cell, format!("acknowledged {acked} bytes, the files hold {found}")));
     }
-    Ok(())
+    Ok(mark.writes)
 }
 
 /// Returns the bytes of valid batches.

@@ -182,6 +182,7 @@ pub(super) fn run(env: &mut Env, cell: &Cell<'_>, round: usize) -> Result<Round>
         without_client(env, cell, &mut server, prepared)?
     };
     server.finish()?;
+    calibrate::note_writes(env, cell, &metrics::writes(&observed));
     if let Some(rate) = metrics::cold_rate(&observed) {
         env.cold_rate_max = env.cold_rate_max.max(rate);
     }

@@ -47,7 +47,7 @@ pub struct Path {
     pub append: bool,
     /// Appends durably and serves readers at the tail.
     pub tail: bool,
-    /// Serves nobody: reads the corpus as fast as one plain reader can, for what is measured in relation to that.
+    /// Serves nobody: what fio gets from the device with the same requests, for what is measured in relation to that.
     pub is_calibration: bool,
     /// Delivery mode that every request forces, if any.
     pub mode: Option<Mode>,
@@ -124,7 +124,17 @@ pub static PATHS: &[Path] = &[
     Path {
         name: "fio_direct",
         about: "no server: fio with one job, direct, 1 MiB, depth 1, over what readers catch up with",
+        fetch: true,
+        cold: true,
         is_calibration: true,
+        ..NONE
+    },
+    Path {
+        name: "fio_append",
+        about: "no server: fio writing blocks as long as the engine's, direct, dsync, one job a partition",
+        append: true,
+        is_calibration: true,
+        main: false,
         ..NONE
     },
     Path {
@@ -294,8 +304,8 @@ impl Path {
 
     /// Whether the path has nothing to do with this kind of workload.
     pub fn is_of_other_kind(&self, workload: &Workload) -> bool {
-        if self.is_calibration {
-            return workload.catch_up_len().is_none();
+        if self.is_calibration && workload.kind == Kind::Fetch {
+            return !self.fetch || workload.catch_up_len().is_none();
         }
         !match workload.kind {
             Kind::Fetch => self.fetch,
@@ -307,7 +317,7 @@ impl Path {
     /// Why this path cannot run that workload, if it cannot.
     pub fn unfit_for(&self, workload: &Workload) -> Option<&'static str> {
         let (able, why) = match workload.kind {
-            _ if self.is_calibration => {
+            Kind::Fetch if self.is_calibration && self.fetch => {
                 (workload.catch_up_len().is_some(), "only readers that catch up need it")
             }
             Kind::Fetch if workload.is_cold() && self.fetch => {
@@ -333,7 +343,7 @@ mod tests {
     fn the_table_is_sound() {
         for (at, path) in PATHS.iter().enumerate() {
             assert!(PATHS[..at].iter().all(|other| other.name != path.name), "{} twice", path.name);
-            let able = path.fetch || path.append || path.tail || path.is_calibration;
+            let able = path.fetch || path.append || path.tail;
             assert!(able, "{} can do nothing", path.name);
             assert!(path.fetch || !path.cold, "{} is cold without fetch", path.name);
         }

@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use rohrpost_engine::linux::stats::DriverStats;
+use rohrpost_engine::linux::stats::{DriverStats, Writes};
 use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
@@ -111,6 +111,8 @@ pub struct Mark {
     pub responses: u64,
     /// Zero-copy sends, and how many of them the kernel copied after all.
     pub zc: Option<(u64, u64)>,
+    /// An engine's writes to segments, count and bytes, by the power of two below their length; empty for others.
+    pub writes: Vec<(u64, u64)>,
     /// The producer's acknowledgements since the last mark.
     pub produced: Option<Produced>,
 }
@@ -141,6 +143,19 @@ impl Stats {
     fn all_kernel_entries(&self) -> u64 {
         let drivers = self.drivers.get().into_iter().flatten();
         self.kernel_entries.load(Ordering::Relaxed) + drivers.map(DriverStats::kernel_entries).sum::<u64>()
+    }
+
+    fn all_writes(&self) -> Vec<(u64, u64)> {
+        let mut all = Vec::new();
+        for driver in self.drivers.get().into_iter().flatten() {
+            let writes = driver.writes();
+            all.resize(writes.len(), (0, 0));
+            for ((count, len), Writes { count: more, len: longer }) in all.iter_mut().zip(writes) {
+                *count += more;
+                *len += longer;
+            }
+        }
+        all
     }
 
     /// Counts one completed response.
@@ -368,6 +383,7 @@ fn mark(stats: &Stats, recorder: &Recorder) -> Mark {
         kernel_entries: stats.all_kernel_entries(),
         responses: stats.responses.load(Ordering::Relaxed),
         zc: (zc_sends > 0).then(|| (zc_sends, stats.zc_copied.load(Ordering::Relaxed))),
+        writes: stats.all_writes(),
         produced: recorder.take(),
     }
 }

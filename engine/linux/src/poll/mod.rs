@@ -1,6 +1,5 @@
-//! The driver without a ring: epoll, non-blocking `sendmsg` and `sendfile` on the shard's thread, and a
-//! small pool of threads for the disk. It runs where io_uring is forbidden, and is the engine's own
-//! baseline.
+//! The driver without a ring: epoll, non-blocking `sendmsg` and `sendfile` on the shard's thread, and a small pool
+//! of threads for the disk. It runs where io_uring is forbidden, and is the engine's own baseline.
 //!
 //! Connections are watched edge-triggered, once, so that a request costs one receive, one send and a
 //! share of one `epoll_wait`. Cold bytes are read by the pool, never by the shard; only the mode
@@ -186,6 +185,7 @@ impl PollDriver {
     }
 
     fn execute(&mut self, ops: &mut Ops<PollPlatform>, events: &mut Vec<Event<PollPlatform>>) {
+        self.stats.add_writes(&ops.disk);
         for op in ops.disk.drain(..) {
             match op {
                 DiskOp::Fill(fill) => self.pipes.start(fill, &mut self.connections, &self.pool, events),

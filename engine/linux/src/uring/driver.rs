@@ -217,6 +217,7 @@ impl UringDriver {
         events: &mut Vec<Event<UringPlatform>>,
     ) -> Result<(), RingError> {
         if !ops.disk.is_empty() {
+            self.stats.add_writes(&ops.disk);
             for op in ops.disk.drain(..) {
                 match op {
                     DiskOp::Fill(fill) => self.conns.push_fill(&mut self.ring, fill, events)?,
