@@ -177,6 +177,16 @@ pub(crate) fn open_log<D: Disk>(
     })
 }
 
+/// Opens a file to read what the device has, which the page cache may not show after a failed write-back. `None` where
+/// the file system has no direct I/O.
+pub(crate) fn open_around_cache<D: Disk>(disk: &D, path: &Path) -> Result<Option<D::File>, DiskError> {
+    match disk.open(path, OpenMode::Read, Caching::Direct) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if matches!(error.errno, Errno::INVAL | Errno::OPNOTSUPP) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Takes a segment's lock.
 ///
 /// # Errors

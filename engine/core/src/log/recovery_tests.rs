@@ -270,20 +270,34 @@ fn names_are_durable_before_anything_is_built_on_them() {
     assert_eq!(empty.take_trace()[0], "sync directory /");
 }
 
-/// What is served after recovery is on the device, and what was cut off cannot come back behind new batches.
+/// What is served after recovery is written once more and synced, and what was cut off cannot come back behind new
+/// batches. Only what the side file vouches for was synced for certain before.
 #[test]
-fn what_was_read_and_what_was_cut_is_synced() {
+fn what_was_read_and_what_was_cut_is_rewritten_and_synced() {
     let bytes = batches(0, 3, 50);
-    for (torn, expected) in [(0, vec!["sync"]), (1, vec!["sync", "truncate", "sync"])] {
+    let log = segment(0, "log");
+    for (torn, expected) in [(0, vec!["write", "sync"]), (1, vec!["truncate", "sync", "write", "sync"])] {
         let disk = killed_with(&bytes[..bytes.len() - torn]);
-        let dir = log_dir(&disk);
-        disk.take_trace();
-        drop(try_open(&dir, &config()).unwrap());
-        let log = format!(" {}", segment(0, "log").display());
-        let trace = disk.take_trace();
-        let steps: Vec<_> = trace.iter().filter_map(|entry| entry.strip_suffix(&log)).collect();
-        assert_eq!(steps, expected);
+        let opening = |disk: &MemoryDisk| {
+            let dir = log_dir(disk);
+            disk.take_trace();
+            drop(try_open(&dir, &config()).unwrap());
+            let trace = disk.take_trace();
+            let suffix = format!(" {}", log.display());
+            trace
+                .iter()
+                .filter_map(|entry| entry.strip_suffix(&suffix).map(str::to_owned))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(opening(&disk), expected);
+        assert_eq!(opening(&disk), ["sync"], "the side file now reaches to the end");
     }
+    let disk = killed_with(&batches(0, 300, 100));
+    disk.fail("write", &log.display().to_string(), Errno::IO);
+    assert!(
+        matches!(reopen(&disk), Err(PartitionError::Disk(_))),
+        "a log that cannot be rewritten is not served"
+    );
 }
 
 /// Batches larger than a scan's block are read in pieces.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::disk::{Disk, DiskError};
+use crate::disk::{Caching, Disk, DiskError, Errno, OpenMode};
 use crate::error::PartitionError;
 use crate::format::index::{OFFSET_ENTRY_LEN, OffsetIndex, TIME_ENTRY_LEN, TimeIndex, entries_in};
 use crate::format::index_build::IndexBuilder;
@@ -10,17 +10,18 @@ use crate::format::names::{SegmentFileKind, TopicId, TopicPartition};
 use crate::format::side_file::{SIDE_INTERVAL_DEFAULT, SegmentIdentity, SideFileBuilder};
 use crate::log::LogConfig;
 use crate::log::files::{open_or_create, read_file, replace_file, unlink_if_there};
-use crate::log::found::{Ending, Found};
+use crate::log::found::{Ending, Found, open_around_cache};
 use crate::log::inventory::{Inventory, segment_path};
 use crate::log::log_dir::LogDir;
+use crate::log::scan::{SCAN_BLOCK_LEN, SegmentReader};
 use crate::log::segments::create_segment;
 use crate::log::step::{CompanionsLen, OpenedSegment};
-use crate::platform::Platform;
+use crate::platform::{DIRECT_IO_ALIGN, Platform};
 use crate::types::{ByteCount, Offset, Position, Timestamp};
 
 const TXN_ENTRY_LEN: usize = 34;
 
-/// Cuts the segment behind its last batch and writes what of its companions is new. Those of a sealed segment are
+/// Cuts the segment behind its last batch, makes what was read durable, and writes what of its companions is new. Those of a sealed segment are
 /// durable afterwards: no later recovery reads it again. Those of the active one need not be.
 pub(crate) fn repair_segment<D: Disk>(
     disk: &D,
@@ -28,11 +29,14 @@ pub(crate) fn repair_segment<D: Disk>(
     found: &Found<D>,
     active: bool,
 ) -> Result<(), DiskError> {
+    let path = |kind| segment_path(dir, found.base_offset, kind);
     if let (Ending::Damage(_), Some(file)) = (&found.ending, &found.file) {
         disk.set_len(file, found.end.since(Position::ZERO))?;
         disk.sync(file)?;
     }
-    let path = |kind| segment_path(dir, found.base_offset, kind);
+    if found.scanned {
+        rewrite_unvouched(disk, &path(SegmentFileKind::Log), found)?;
+    }
     let put = |path: PathBuf, bytes: &[u8]| put_companion(disk, &path, bytes, !active);
     if found.scanned {
         put(path(SegmentFileKind::Index), found.index.offsets().as_bytes())?;
@@ -42,6 +46,28 @@ pub(crate) fn repair_segment<D: Disk>(
         put(path(SegmentFileKind::Chain), bytes)?;
     }
     Ok(())
+}
+
+/// Writes what was accepted once more, and syncs. After a failed flush the batches may be in a cache that loses them
+/// and calls itself clean: a sync alone would then promise what it does not keep. What the side file vouches for was
+/// flushed before the side file was written, and is left alone.
+fn rewrite_unvouched<D: Disk>(disk: &D, path: &Path, found: &Found<D>) -> Result<(), DiskError> {
+    let vouched = found.side_end.unwrap_or(Position::ZERO).min(found.end);
+    // Through the page cache, so that the last block need not be padded.
+    let target = disk.open(path, OpenMode::ReadWrite, Caching::Buffered)?;
+    let device = open_around_cache(disk, path)?;
+    let mut reader = SegmentReader::new(disk, device.as_ref().unwrap_or(&target), SCAN_BLOCK_LEN)?;
+    let mut at = if vouched < found.end { vouched.align_down(DIRECT_IO_ALIGN) } else { found.end };
+    while at < found.end {
+        let block = reader.block(at)?;
+        let len = block.len().min(found.end.since(at).as_usize());
+        if len == 0 {
+            return Err(DiskError { action: "read", path: path.to_owned(), errno: Errno::IO }); // it was longer before
+        }
+        disk.write_at(&target, at, &block[..len])?;
+        at = at.plus(ByteCount::of_usize(len));
+    }
+    disk.sync(&target)
 }
 
 fn put_companion<D: Disk>(disk: &D, path: &Path, bytes: &[u8], durable: bool) -> Result<(), DiskError> {

@@ -1,6 +1,6 @@
 //! Reading a segment from its first batch to its last: after a stop that was not clean, and where indexes are no help.
 
-use crate::disk::{Caching, Disk, DiskError, Errno, OpenMode};
+use crate::disk::Disk;
 use crate::error::PartitionError;
 use crate::format::batch::BatchHeader;
 use crate::format::checkpoint::EpochStart;
@@ -10,38 +10,26 @@ use crate::format::names::SegmentFileKind;
 use crate::format::side_file::{ChainVerifier, SideFile};
 use crate::format::walk::{Check, StopReason};
 use crate::log::WriteMode;
-use crate::log::found::{Ending, Found, NewChain, SegmentContext, lens_of};
+use crate::log::found::{Ending, Found, NewChain, SegmentContext, lens_of, open_around_cache};
 use crate::log::scan::{SCAN_BLOCK_LEN, SegmentReader};
 use crate::log::step::CompanionsLen;
 use crate::types::{Offset, Position, Timestamp};
 
 impl<D: Disk> SegmentContext<'_, D> {
-    /// Reads the whole segment, checks every batch and builds its companions anew. The file is locked, and what was
-    /// read is made durable: a page cache may hold what the device never got.
+    /// Reads the whole segment around the page cache, which may hold what the device never got, checks every batch and
+    /// builds its companions anew. The file is locked.
     pub(crate) fn scan(&self) -> Result<Found<D>, PartitionError> {
         let file = self.open_locked()?;
         let around_cache = match self.config.write_mode {
             WriteMode::Direct => None,
-            WriteMode::Buffered => self.open_around_cache()?,
+            WriteMode::Buffered => open_around_cache(self.disk, &self.path(SegmentFileKind::Log))?,
         };
         let side = self.read_side_file()?;
         let source = around_cache.as_ref().unwrap_or(&file);
         let mut found = self.scan_file(source, side.as_ref())?;
-        if !self.read_only {
-            self.disk.sync(&file)?;
-        }
         let stays_open = self.next_base != Some(found.next_offset) || found.ending != Ending::Whole;
         found.file = stays_open.then_some(file);
         Ok(found)
-    }
-
-    /// After a failed write-back the page cache shows what the device does not have: read the device.
-    fn open_around_cache(&self) -> Result<Option<D::File>, DiskError> {
-        match self.disk.open(&self.path(SegmentFileKind::Log), OpenMode::Read, Caching::Direct) {
-            Ok(file) => Ok(Some(file)),
-            Err(error) if matches!(error.errno, Errno::INVAL | Errno::OPNOTSUPP) => Ok(None),
-            Err(error) => Err(error),
-        }
     }
 
     fn scan_file(&self, file: &D::File, side: Option<&SideFile>) -> Result<Found<D>, PartitionError> {

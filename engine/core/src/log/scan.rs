@@ -64,6 +64,11 @@ impl<'a, D: Disk> SegmentReader<'a, D> {
         Ok(&self.block[from..self.filled])
     }
 
+    /// What the file holds from `at` on, as far as one block reaches; nothing at its end.
+    pub(crate) fn block(&mut self, at: Position) -> Result<&[u8], DiskError> {
+        self.rest(at.get(), 1)
+    }
+
     /// CRC-32C of `[from, to)`; of less if the file ends before.
     fn crc(&mut self, from: u64, to: u64) -> Result<u32, DiskError> {
         let (mut crc, mut at) = (Crc32c::new(), from);
