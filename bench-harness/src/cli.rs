@@ -13,7 +13,7 @@ use crate::error::{BenchError, Result};
 use crate::method::{self, RunOptions};
 use crate::paths::{self, PATHS, Role};
 use crate::results::host::filesystem_of;
-use crate::results::table;
+use crate::results::{figures, table};
 use crate::server::ColdReads;
 use crate::workload::{Kind, Workload};
 use crate::{client, flame, inspect, server, sys};
@@ -44,6 +44,8 @@ enum Command {
     Flame(FlameArgs),
     /// Dump and verify segments, indexes and checkpoints; reads only.
     Inspect(InspectArgs),
+    /// Print the README's table from committed result files.
+    Figures(FiguresArgs),
     /// What this machine offers the engine.
     Doctor,
     /// The server process of a window.
@@ -64,6 +66,16 @@ struct InspectArgs {
     /// JSON, one object a line.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Args)]
+struct FiguresArgs {
+    /// Where the result files are, and the list of rows beside them.
+    #[arg(default_value = "bench-harness/results")]
+    dir: PathBuf,
+    /// Paths, each a column.
+    #[arg(long, value_delimiter = ',', default_value = "engine,engine_poll")]
+    paths: Vec<String>,
 }
 
 #[derive(Args)]
@@ -171,6 +183,7 @@ fn dispatch(command: Option<Command>) -> Result<ExitCode> {
         Some(Command::List) => list(),
         Some(Command::Inspect(args)) => return Ok(run_inspect(&args)),
         Some(Command::Flame(args)) => draw_flames(&args)?,
+        Some(Command::Figures(args)) => print!("{}", figures::render(&args.dir, &args.paths)?),
         Some(Command::Doctor) => doctor(),
         Some(Command::Server) => server::main()?,
         Some(Command::Client) => client::main()?,

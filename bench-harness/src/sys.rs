@@ -70,6 +70,14 @@ pub fn may_raise_priority() -> bool {
     rustix::process::geteuid().is_root() || limit.is_none_or(|limit| limit >= 39)
 }
 
+/// Descriptors that this process, and those it starts from now on, may have open: raised as far as that is allowed.
+pub fn descriptors_max() -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
 /// A listening socket on loopback whose connections use `congestion`.
 ///
 /// # Errors

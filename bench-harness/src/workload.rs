@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::{BenchError, Result};
 use crate::wire::PIPELINE_COUNT_MAX;
 
+/// Descriptors that a process has open whatever its load: sealed segments, rings, pipes, threads' own.
+const DESCRIPTORS_BESIDE: u64 = 256;
+
 /// What kind of load a workload is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -35,6 +38,9 @@ pub struct Hot {
     pub rate_per_s: Option<f64>,
     /// Fetches start at varied batches within this many last bytes of the log.
     pub region_len: u64,
+    /// Every connection asks once, before the window, and then stays silent.
+    #[serde(default)]
+    pub once: bool,
     /// Every connection walks through a part of the region of its own, instead of all choosing anywhere in it.
     #[serde(default)]
     pub spread: bool,
@@ -96,6 +102,9 @@ pub struct Append {
     /// One more partition that is filled with so many bytes before the window, for cold readers.
     #[serde(default)]
     pub backlog_len: u64,
+    /// Every partition gets one batch before the window, so that all have their files.
+    #[serde(default)]
+    pub touch_all: bool,
     /// The producer is a client: batches come over TCP and are acknowledged when they are durable.
     #[serde(default)]
     pub socket: bool,
@@ -193,10 +202,12 @@ static EMBEDDED: &[(&str, &str)] = embedded![
     "fanout-64k",
     "fanout-64k-512",
     "spread-64k",
+    "idle-1000",
     "fanout-1m",
     "stream-1m",
     "append-16k",
     "append-1m",
+    "partitions-10k",
     "tail-1",
     "tail-4",
     "tail-16",
@@ -249,8 +260,21 @@ impl Workload {
     /// Whether the producer does more than append as fast as it can.
     pub fn has_schedule(&self) -> bool {
         self.append.as_ref().is_some_and(|append| {
-            append.rate_per_s.is_some() || append.flood.is_some() || append.backlog_len > 0 || append.socket
+            let fills = append.backlog_len > 0 || append.touch_all;
+            append.rate_per_s.is_some() || append.flood.is_some() || fills || append.socket
         })
+    }
+
+    /// Whether nothing is asked for within the window.
+    pub fn is_idle(&self) -> bool {
+        self.hot.as_ref().is_some_and(|hot| hot.once)
+    }
+
+    /// Files and sockets that a process of this workload has open, if it keeps them all.
+    pub fn descriptors_needed(&self) -> u64 {
+        let connections = self.hot.as_ref().map_or(0, |hot| hot.connections)
+            + self.stalled.as_ref().map_or(0, |stalled| stalled.connections);
+        (connections + self.append.as_ref().map_or(0, Append::partition_count)) as u64 + DESCRIPTORS_BESIDE
     }
 
     /// Whether readers stay behind the producer.
@@ -297,7 +321,9 @@ fn check_producer(workload: &Workload) -> Result<(), String> {
     let is_rated = append.rate_per_s.is_some();
     refuse(append.partitions == 0 || append.in_flight == 0, "a producer needs partitions and in_flight")?;
     refuse(workload.is_lagging() && !is_rated, "readers that stay behind need a producer with a rate")?;
-    refuse(append.flood.is_some() && append.backlog_len > 0, "flood and backlog_len exclude each other")?;
+    let beside = [append.flood.is_some(), append.backlog_len > 0, append.touch_all];
+    let beside = beside.into_iter().filter(|is_set| *is_set).count();
+    refuse(beside > 1, "flood, backlog_len and touch_all exclude each other")?;
     refuse(workload.is_cold() && append.backlog_len == 0, "cold readers beside appends need backlog_len")?;
     refuse(workload.equal_memory && workload.memory_len.is_none(), "equal_memory needs memory_len")?;
     refuse(append.socket && workload.kind != Kind::Tail, "a producer over TCP belongs to tail readers")?;

@@ -321,7 +321,8 @@ impl Load {
                 Role::Hot | Role::Tail => self.recorder.bytes(arrived.body_bytes, 0, now),
             }
         }
-        let closed_loop = !(open_loop && role == Role::Hot);
+        let once = self.config.workload.is_idle();
+        let closed_loop = role != Role::Hot || !(open_loop || once);
         let goes_on =
             arrived.responses == 0 || readers::goes_on(&mut self.pace, conn, &self.connections[conn]);
         if closed_loop && goes_on {

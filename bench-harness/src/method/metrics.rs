@@ -74,6 +74,12 @@ pub(super) fn derive(
     metrics.resident_after = observed.resident_after;
     let [before, after] = observed.memory;
     metrics.server_memory_growth_bytes = before[0].zip(after[0]).map(|(before, after)| after - before);
+    if workload.is_idle() {
+        let [first, second] = &observed.counters;
+        metrics.idle_cpu_share = Some(cpu_s / seconds);
+        metrics.idle_iowait_share =
+            Some((second.server_core_iowait_s - first.server_core_iowait_s) / seconds);
+    }
     metrics.catch_up_gb_per_s = workload
         .catch_up_len()
         .zip(observed.report.caught_up_s)

@@ -255,6 +255,12 @@ impl Runner<'_> {
                 skip(Some(path.name), reason, file)?;
                 continue;
             }
+            let (needed, limit) = (workload.descriptors_needed(), sys::descriptors_max());
+            if needed > limit {
+                let reason = format!("needs {needed} open files, the limit is {limit}: raise it (ulimit -n)");
+                skip(Some(path.name), &reason, file)?;
+                continue;
+            }
             if path.is_calibration && !calibrate::is_available() {
                 skip(Some(path.name), "fio is not installed, or does not run", file)?;
                 continue;

@@ -15,6 +15,8 @@ pub(super) struct Counters {
     pub(super) server_core_busy_s: f64,
     /// The same of the client's core.
     pub(super) client_core_busy_s: f64,
+    /// Seconds the server's core was idle while something on it waited for a device, or counted as if it did.
+    pub(super) server_core_iowait_s: f64,
     /// Seconds stolen by the host, all cores.
     pub(super) steal_s: f64,
     /// Bytes read by the corpus's device; `None` where it has none of its own.
@@ -29,6 +31,7 @@ impl Counters {
         let disk = device.and_then(read_diskstats);
         Self {
             server_core_busy_s: core_busy_s(&stat, server_core).unwrap_or(0.0),
+            server_core_iowait_s: field_s(&stat, &format!("cpu{server_core}"), 5).unwrap_or(0.0),
             client_core_busy_s: core_busy_s(&stat, client_core).unwrap_or(0.0),
             steal_s: field_s(&stat, "cpu", 8).unwrap_or(0.0),
             disk_read_len: disk.map(|(read, _)| read),

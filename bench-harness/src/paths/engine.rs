@@ -26,6 +26,9 @@ use crate::workload::{Append, Kind, Workload};
 /// How long `engine_spin` looks before it sleeps: longer than a wake-up takes, and than a client's turn.
 const SPIN: Duration = Duration::from_micros(200);
 
+/// Threads that open partitions: as many as the engine's helpers keep busy, and some more.
+const OPENERS: usize = 4;
+
 fn failed(why: impl ToString) -> BenchError {
     BenchError::Process { who: "server", why: why.to_string() }
 }
@@ -176,9 +179,7 @@ fn serve_tuned(
     let mut config = log_config(&workload, write_mode);
     tune(&mut options, &mut config);
     let engine = Engine::start_with(options, make).map_err(failed)?;
-    for name in &names {
-        engine.handle().open_partition_blocking(name, config.clone()).map_err(failed)?;
-    }
+    open_all(&engine, &names, &config)?;
     if opened.load(Ordering::Acquire) != names.len() {
         return Err(failed("the service was not told of every partition"));
     }
@@ -207,6 +208,29 @@ fn serve_tuned(
     }
     context.stop.finished();
     wait_for_end()
+}
+
+/// Opens the partitions, several at a time: each waits for the device.
+fn open_all(engine: &Engine, names: &[TopicPartition], config: &LogConfig) -> Result<()> {
+    let share = names.len().div_ceil(OPENERS);
+    std::thread::scope(|scope| {
+        let openers: Vec<_> = names
+            .chunks(share)
+            .map(|names| {
+                let handle = engine.handle();
+                scope.spawn(move || {
+                    let mut names = names.iter();
+                    names.try_for_each(|name| {
+                        handle.open_partition_blocking(name, config.clone()).map(drop).map_err(failed)
+                    })
+                })
+            })
+            .collect();
+        // A panic of ours goes on in this thread.
+        openers
+            .into_iter()
+            .try_for_each(|opener| opener.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
 }
 
 /// Waits until the log that the workload wants to find is there.

@@ -1,6 +1,7 @@
 //! What a run produces: rounds, summaries with paired ratios, series, skipped cells, the host. RESULTS.md has
 //! the schema; this module is its only writer.
 
+pub mod figures;
 pub mod host;
 pub mod stats;
 pub mod table;
@@ -107,6 +108,10 @@ metrics! {
     lag_p50_us: Less,
     /// 99th percentile of it.
     lag_p99_us: Less,
+    /// CPU of a server that nobody asks anything, as a share of one core.
+    idle_cpu_share: Less,
+    /// Share of the time in which its core counted as waiting for a device.
+    idle_iowait_share: Less,
     /// Latencies behind the percentiles.
     samples: Neither,
     /// Calls into the kernel on the data path per response or acknowledgement.

@@ -39,6 +39,11 @@ fn columns(workload: &Workload) -> Vec<(&'static str, &'static str, usize)> {
             }
             columns
         }
+        Kind::Fetch if workload.is_idle() => vec![
+            ("CPU share", "idle_cpu_share", 5),
+            ("iowait share", "idle_iowait_share", 3),
+            ("memory grown by", "server_memory_growth_bytes", 0),
+        ],
         Kind::Fetch => vec![
             ("GB/s", "gb_per_s", 2),
             ("responses/s", "responses_per_s", 0),
@@ -85,6 +90,7 @@ fn ratio_columns(workload: &Workload) -> [(&'static str, &'static str); 2] {
         Kind::Fetch if workload.hot.as_ref().is_some_and(|hot| hot.rate_per_s.is_some()) => {
             [("p50", "p50_us"), ("CPU", "server_cpu_s_per_gb")]
         }
+        Kind::Fetch if workload.is_idle() => [("CPU", "idle_cpu_share"), ("iowait", "idle_iowait_share")],
         Kind::Fetch => [("GB/s", "gb_per_s"), ("CPU", "server_cpu_s_per_gb")],
         _ if workload.is_lagging() => [("GB/s out", "gb_per_s"), ("CPU", "server_cpu_s_per_gb")],
         _ if workload.has_schedule() => [("ack p50", "p50_us"), ("CPU", "server_cpu_s_per_gb")],

@@ -1,7 +1,7 @@
 //! When a producer appends what to where: the one order of events that every producer inside a server follows, the
 //! engine's as the baselines', so that paths differ in how they append and not in what.
 //!
-//! First a log is filled, as fast as it goes, if the workload wants one; then the producer waits to be told when to
+//! First a log is filled, as fast as it goes, if the workload wants one, or every partition gets a batch; then the producer waits to be told when to
 //! begin; then it appends in a closed loop, or at a fixed rate whose latencies count from the intended time.
 //! Units: nanoseconds of the monotonic clock, bytes, batches.
 
@@ -35,6 +35,15 @@ pub struct Turn {
     pub is_flood: bool,
 }
 
+/// What is appended before a producer begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fill {
+    /// So many bytes to one partition.
+    Log { partition: usize, len: u64 },
+    /// One batch to every partition.
+    Each,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Fill,
@@ -53,11 +62,12 @@ pub struct Schedule {
     in_flight_each_max: usize,
     interval_ns: Option<u64>,
     flood_in_flight_max: usize,
-    fill: Option<(usize, u64)>,
+    fill: Option<Fill>,
     next_partition: usize,
     in_flight: Vec<usize>,
     measured_in_flight: usize,
     filled_len: u64,
+    filled_count: usize,
     /// Batches appended at the rate.
     count: u64,
 }
@@ -77,9 +87,9 @@ impl Schedule {
         }
         let lag_len = workload.tail.as_ref().map_or(0, |tail| tail.lag_len);
         let fill = match (lag_len, append.backlog_len) {
-            (0, 0) => None,
-            (0, len) => Some((append.partitions, len)),
-            (len, _) => Some((0, len)),
+            (0, 0) => append.touch_all.then_some(Fill::Each),
+            (0, len) => Some(Fill::Log { partition: append.partitions, len }),
+            (len, _) => Some(Fill::Log { partition: 0, len }),
         };
         let phase = if fill.is_some() {
             Phase::Fill
@@ -104,6 +114,7 @@ impl Schedule {
             in_flight: vec![0; append.partition_count()],
             measured_in_flight: 0,
             filled_len: 0,
+            filled_count: 0,
             count: 0,
         })
     }
@@ -149,13 +160,16 @@ impl Schedule {
 
     /// `None` once the fill is durable.
     fn next_of_fill(&mut self, now_ns: u64) -> Option<Next> {
-        let (partition, len) = self.fill?;
-        if self.filled_len < len {
-            let has_room = self.in_flight[partition] < self.in_flight_max;
+        let (partition, is_full, in_flight) = match self.fill? {
+            Fill::Log { partition, len } => (partition, self.filled_len >= len, self.in_flight[partition]),
+            Fill::Each => (self.filled_count, self.filled_count == self.measured, self.measured_in_flight),
+        };
+        if !is_full {
+            let has_room = in_flight < self.in_flight_max;
             let turn = Turn { partition, since_ns: now_ns, is_flood: false };
             return Some(if has_room { Next::Append(turn) } else { Next::Blocked });
         }
-        if self.in_flight[partition] > 0 {
+        if in_flight > 0 {
             return Some(Next::Blocked);
         }
         self.stop.set_filled();
@@ -183,7 +197,10 @@ impl Schedule {
             self.measured_in_flight += 1;
         }
         match self.phase {
-            Phase::Fill => self.filled_len += len,
+            Phase::Fill => {
+                self.filled_len += len;
+                self.filled_count += 1;
+            }
             _ if turn.is_flood => {}
             _ => {
                 self.count += 1;
