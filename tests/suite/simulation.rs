@@ -1,44 +1,23 @@
 //! The simulator, as every CI run uses it: enough crash points, equal seeds, and a machine that lies.
 
+use rohrpost_engine_sim::campaign::{Campaign, Campaigned};
 use rohrpost_engine_sim::fault::Lie;
-use rohrpost_engine_sim::outcome::Outcome;
 use rohrpost_engine_sim::run::{run_seed, run_seed_with_lie};
 
 /// Crash points of a CI run. A cut counts only when something was unsynced or an append unacknowledged.
-const CRASH_POINTS_MIN: u64 = 10_000;
+const CRASH_POINTS_MIN: u64 = 50_000;
 
 /// Seeds run until there are enough crash points; each brings about five.
-const SEEDS_MAX: u64 = 4_000;
-
-/// Threads that share the seeds.
-const THREADS: u64 = 2;
-
-fn run_share(share: u64, crash_points: u64) -> Outcome {
-    let mut sum = Outcome::default();
-    for seed in (share..SEEDS_MAX).step_by(THREADS as usize) {
-        match run_seed(seed, false) {
-            Ok(outcome) => sum.add(&outcome),
-            Err(failure) => panic!("{failure}"),
-        }
-        if sum.crash_points >= crash_points {
-            break;
-        }
-    }
-    sum
-}
+const SEEDS_MAX: u64 = 20_000;
 
 /// Lives end by power cuts and kills at any operation, also in recovery; what was acknowledged stays.
 #[test]
 fn nothing_acknowledged_is_lost_at_any_crash_point() {
-    let shares: Vec<_> = std::thread::scope(|scope| {
-        let runs: Vec<_> = (0..THREADS)
-            .map(|share| scope.spawn(move || run_share(share, CRASH_POINTS_MIN.div_ceil(THREADS))))
-            .collect();
-        runs.into_iter().map(|run| run.join().expect("a seed failed, see above")).collect()
-    });
-    let mut sum = Outcome::default();
-    shares.iter().for_each(|share| sum.add(share));
-    println!("{}{sum:?}", sum.coverage);
+    let campaign = Campaign { crash_points: CRASH_POINTS_MIN, ..Campaign::all(0..SEEDS_MAX) };
+    let Campaigned { seeds, sum, failures } = campaign.run(|_| {});
+    println!("seeds {seeds:?}\n{}{sum:?}", sum.coverage);
+    failures.iter().for_each(|failure| println!("{failure}"));
+    assert!(failures.is_empty(), "{} seeds failed, see above", failures.len());
     assert!(sum.crash_points >= CRASH_POINTS_MIN, "{SEEDS_MAX} seeds brought {sum:?}");
     assert!(sum.cut_in_recovery >= CRASH_POINTS_MIN / 10, "too few ends within a recovery: {sum:?}");
     assert!(sum.coverage.missing().is_empty(), "never happened: {:?}", sum.coverage.missing());

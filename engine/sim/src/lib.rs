@@ -7,6 +7,7 @@
 
 mod answers;
 pub mod batches;
+pub mod campaign;
 mod clients;
 pub mod coverage;
 pub mod disk;
