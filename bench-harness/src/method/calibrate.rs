@@ -2,7 +2,8 @@
 //! or writing blocks as an append does. Serves nobody, so there is nothing to verify and no latency.
 //!
 //! A reader is one job, direct, 1 MiB, depth 1. A writer is one job a partition, one write at a time each, direct,
-//! durable by `O_DSYNC`, over a file of a segment's length that is written already: no index, no roll, no new blocks.
+//! durable by `O_DSYNC`: no index and no roll. Its files are either reserved, so that every write changes their
+//! extents, as those of a growing log do, or of a segment's length and written already.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,12 +14,15 @@ use serde_json::Value;
 use crate::error::{BenchError, Result};
 use crate::method::Env;
 use crate::method::window::Cell;
+use crate::paths::Calibration;
 use crate::record::histogram;
 use crate::results::{Metrics, Round};
 use crate::workload::{Append, Workload};
 
 /// Direct writes are a multiple of this.
 const ALIGN: u64 = 4096;
+/// Reserved for a writer: more than any device takes in a window, so that it never comes to its end.
+const RESERVED_LEN: u64 = 4 << 30;
 /// The path whose writes give fio its block lengths.
 const SHAPED_LIKE: &str = "engine";
 
@@ -55,13 +59,18 @@ fn write(env: &Env, cell: &Cell<'_>, append: &Append, round: usize) -> Result<Ro
     std::fs::create_dir_all(&dir).map_err(BenchError::file("create", &dir))?;
     let shape = shape_of(env, cell.workload, append);
     let mut command = fio(env);
-    command.args(["--rw=write", "--sync=dsync", "--overwrite=1", "--thread", "--group_reporting"]);
+    command.args(["--rw=write", "--sync=dsync", "--thread", "--group_reporting"]);
     command.arg(format!("--numjobs={}", append.partitions));
     command.arg(format!("--directory={}", name_of(&dir)));
-    command.arg(format!("--size={}", append.segment_len));
+    if cell.path.calibration == Some(Calibration::Overwrite) {
+        command.args(["--overwrite=1", "--time_based"]).arg(format!("--size={}", append.segment_len));
+    } else {
+        let share = RESERVED_LEN / append.partitions as u64;
+        command.arg("--fallocate=posix").arg(format!("--size={}", share.next_multiple_of(ALIGN)));
+    }
     command.arg(format!("--bssplit={}", split(&shape)));
     let ms = |seconds: f64| (seconds * 1e3) as u64;
-    command.arg("--time_based").arg(format!("--runtime={}ms", ms(env.window_seconds(cell.workload))));
+    command.arg(format!("--runtime={}ms", ms(env.window_seconds(cell.workload))));
     command.arg(format!("--ramp_time={}ms", ms(cell.workload.warmup_seconds)));
     let written = output(command, "write");
     let _ = std::fs::remove_dir_all(&dir);

@@ -261,7 +261,7 @@ impl Runner<'_> {
                 skip(Some(path.name), &reason, file)?;
                 continue;
             }
-            if path.is_calibration && !calibrate::is_available() {
+            if path.calibration.is_some() && !calibrate::is_available() {
                 skip(Some(path.name), "fio is not installed, or does not run", file)?;
                 continue;
             }

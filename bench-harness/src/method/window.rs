@@ -163,7 +163,7 @@ pub(super) fn client_config(env: &Env, cell: &Cell<'_>, port: u16, seed: u64) ->
 /// Runs one window and turns it into a round.
 pub(super) fn run(env: &mut Env, cell: &Cell<'_>, round: usize) -> Result<Round> {
     interrupt::check()?;
-    if cell.path.is_calibration {
+    if cell.path.calibration.is_some() {
         return calibrate::run(env, cell, round);
     }
     let mut server = Server::start(env, cell)?;

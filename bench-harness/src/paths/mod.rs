@@ -31,6 +31,17 @@ pub enum Role {
     Engine,
 }
 
+/// What a path that serves nobody has fio do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Calibration {
+    /// Read what others catch up with.
+    Read,
+    /// Write into blocks that are reserved and were never written, as a log finds them.
+    Write,
+    /// Write over blocks that were written before.
+    Overwrite,
+}
+
 /// One row of the table.
 pub struct Path {
     /// What `--paths` calls it.
@@ -48,7 +59,7 @@ pub struct Path {
     /// Appends durably and serves readers at the tail.
     pub tail: bool,
     /// Serves nobody: what fio gets from the device with the same requests, for what is measured in relation to that.
-    pub is_calibration: bool,
+    pub calibration: Option<Calibration>,
     /// Delivery mode that every request forces, if any.
     pub mode: Option<Mode>,
     /// Whether the main job runs it.
@@ -67,7 +78,7 @@ const NONE: Path = Path {
     cold: false,
     append: false,
     tail: false,
-    is_calibration: false,
+    calibration: None,
     mode: None,
     main: true,
     listed: true,
@@ -126,14 +137,22 @@ pub static PATHS: &[Path] = &[
         about: "no server: fio with one job, direct, 1 MiB, depth 1, over what readers catch up with",
         fetch: true,
         cold: true,
-        is_calibration: true,
+        calibration: Some(Calibration::Read),
         ..NONE
     },
     Path {
         name: "fio_append",
-        about: "no server: fio writing blocks as long as the engine's, direct, dsync, one job a partition",
+        about: "no server: fio writes blocks as long as the engine's, direct, dsync, a job a partition, files reserved",
         append: true,
-        is_calibration: true,
+        calibration: Some(Calibration::Write),
+        main: false,
+        ..NONE
+    },
+    Path {
+        name: "fio_overwrite",
+        about: "fio_append over files that are written already: without changes to extents, as no growing log can",
+        append: true,
+        calibration: Some(Calibration::Overwrite),
         main: false,
         ..NONE
     },
@@ -304,7 +323,7 @@ impl Path {
 
     /// Whether the path has nothing to do with this kind of workload.
     pub fn is_of_other_kind(&self, workload: &Workload) -> bool {
-        if self.is_calibration && workload.kind == Kind::Fetch {
+        if self.calibration.is_some() && workload.kind == Kind::Fetch {
             return !self.fetch || workload.catch_up_len().is_none();
         }
         !match workload.kind {
@@ -317,7 +336,7 @@ impl Path {
     /// Why this path cannot run that workload, if it cannot.
     pub fn unfit_for(&self, workload: &Workload) -> Option<&'static str> {
         let (able, why) = match workload.kind {
-            Kind::Fetch if self.is_calibration && self.fetch => {
+            Kind::Fetch if self.calibration.is_some() && self.fetch => {
                 (workload.catch_up_len().is_some(), "only readers that catch up need it")
             }
             Kind::Fetch if workload.is_cold() && self.fetch => {
@@ -349,7 +368,9 @@ mod tests {
         }
         for workload in &Workload::all() {
             let fits = |path: &&Path| {
-                path.role == Role::Baseline && !path.is_calibration && path.unfit_for(workload).is_none()
+                path.role == Role::Baseline
+                    && path.calibration.is_none()
+                    && path.unfit_for(workload).is_none()
             };
             assert!(PATHS.iter().any(|path| fits(&path)), "{} has no baseline", workload.name);
         }
