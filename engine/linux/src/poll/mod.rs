@@ -83,7 +83,7 @@ pub struct PollConfig {
     pub recv_buf_count: usize,
     /// Threads for cold reads.
     pub read_threads: usize,
-    /// Threads for writes and syncs.
+    /// Threads for writes and syncs, each of which holds one for as long as the device takes.
     pub write_threads: usize,
 }
 
@@ -94,7 +94,7 @@ impl Default for PollConfig {
             recv_buf_len: 32 << 10,
             recv_buf_count: 256,
             read_threads: 2,
-            write_threads: 2,
+            write_threads: 8,
         }
     }
 }
