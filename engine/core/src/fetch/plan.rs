@@ -81,7 +81,7 @@ impl<P: Platform> Partition<P> {
         if let Some((start, len)) = memo.find(segment.uid, request.offset) {
             return Ok(Located::At(start, len));
         }
-        let indexed = || segment.index.offsets().start_before(request.offset).position;
+        let indexed = || segment.index.offsets().lookup(request.offset).position;
         let located = self.walk(memory, index, request, resume.unwrap_or_else(indexed))?;
         if let Located::At(start, len) = located {
             memo.note(segment.uid, request.offset, start, len);

@@ -4,6 +4,8 @@
 //! of the cache, or streaming. A slot is reused only when nothing names it any more: a cancelled fetch
 //! that still stands in a list of waiters keeps its slot until that read has ended.
 
+use std::ops::Range;
+
 use crate::cache::{NONE, SegmentUid};
 use crate::error::FetchError;
 use crate::fetch::{FetchOutcome, FetchRequest, Mode};
@@ -58,8 +60,30 @@ pub(crate) struct Stream<P: Platform> {
     pub(crate) at: Position,
     pub(crate) end: Position,
     pub(crate) mode: Mode,
+    /// In a mode that goes by file: the part that does. What lies before and behind it goes through memory.
+    pub(crate) by_file: Range<Position>,
     /// What a handle gets; connections send piece by piece.
     pub(crate) pieces: Vec<P::Lease>,
+}
+
+/// A part of a stream that goes one way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// From the arena, up to here.
+    Memory(Position),
+    /// From the file, up to here.
+    File(Position),
+}
+
+impl<P: Platform> Stream<P> {
+    /// The part that begins at `at`.
+    pub(crate) fn part(&self) -> Part {
+        match self.mode.is_of_file() {
+            true if self.by_file.contains(&self.at) => Part::File(self.by_file.end),
+            true if self.at < self.by_file.start => Part::Memory(self.by_file.start),
+            _ => Part::Memory(self.end),
+        }
+    }
 }
 
 /// The rest of a fetch that another shard has planned.

@@ -180,19 +180,17 @@ impl OffsetIndex {
     /// The greatest entry at or below `target`; without one, the segment's start. The batch that holds `target`
     /// starts there or later: walk the headers on from its position. This is Kafka's lookup.
     pub fn lookup(&self, target: Offset) -> OffsetEntry {
-        self.before(|last_offset| last_offset <= target)
-    }
-
-    /// The greatest entry that ends before `target`; without one, the segment's start. Everything from its
-    /// position to the batch that holds `target` precedes `target`.
-    pub fn start_before(&self, target: Offset) -> OffsetEntry {
-        self.before(|last_offset| last_offset < target)
-    }
-
-    fn before(&self, holds: impl Fn(Offset) -> bool) -> OffsetEntry {
         let start = OffsetEntry { last_offset: self.base_offset, position: Position::ZERO };
-        let count = self.entries().partition_point(|bytes| holds(self.decode(bytes).last_offset));
+        let count = self.entries().partition_point(|bytes| self.decode(bytes).last_offset <= target);
         count.checked_sub(1).map_or(start, |i| self.decode(&self.entries()[i]))
+    }
+
+    /// Where the walk begins to whatever batch lies across `position`, or to one shortly before it.
+    pub fn walk_start(&self, position: Position) -> Position {
+        // Asked for by its first offset, the batch that an entry names is found from the entry before.
+        let entries = self.entries();
+        let count = entries.partition_point(|bytes| self.decode(bytes).position <= position);
+        count.checked_sub(2).map_or(Position::ZERO, |i| self.decode(&entries[i]).position)
     }
 
     /// Drops the entries at `next_offset` and above, after the segment was cut there.

@@ -82,18 +82,18 @@ fn interval_from_both_sides() {
 }
 
 #[test]
-fn lookup_finds_the_greatest_entry_on_either_side() {
+fn lookup_finds_the_greatest_entry_at_or_below() {
     let mut index = OffsetIndex::new(BASE, 3);
     let start = entry(1000, 0);
     assert_eq!(index.lookup(Offset::new(5000)), start);
     for e in [entry(1010, 500), entry(1020, 900), entry(1030, 1400)] {
         index.push(e).unwrap();
     }
-    for (target, at_or_below, below) in
-        [(1000, 0, 0), (1009, 0, 0), (1010, 500, 0), (1011, 500, 500), (1020, 900, 500), (9999, 1400, 1400)]
-    {
-        assert_eq!(index.lookup(Offset::new(target)).position.get(), at_or_below, "{target}");
-        assert_eq!(index.start_before(Offset::new(target)).position.get(), below, "{target}");
+    for (target, found) in [(1000, 0), (1009, 0), (1010, 500), (1011, 500), (1020, 900), (9999, 1400)] {
+        assert_eq!(index.lookup(Offset::new(target)).position.get(), found, "{target}");
+    }
+    for (position, start) in [(0, 0), (500, 0), (899, 0), (900, 500), (1400, 900), (9999, 900)] {
+        assert_eq!(index.walk_start(Position::new(position)).get(), start, "{position}");
     }
     index.truncate(Offset::new(1020));
     assert_eq!((index.len(), index.last()), (1, Some(entry(1010, 500))));
@@ -199,13 +199,13 @@ proptest! {
         let end = all.last().unwrap().1.next_offset();
         for target in (BASE.get()..end.get()).map(Offset::new) {
             let expected = all.iter().find(|(_, h)| h.last_offset() >= target).unwrap().0;
-            for from in [index.offsets().lookup(target), index.offsets().start_before(target)] {
-                let window = &log[from.position.get() as usize..];
-                match seek(window, from.position, target) {
-                    Seek::Found(position, _) => prop_assert_eq!(position, expected),
-                    other => prop_assert!(false, "{:?}", other),
-                }
+            let from = index.offsets().lookup(target);
+            let window = &log[from.position.get() as usize..];
+            match seek(window, from.position, target) {
+                Seek::Found(position, _) => prop_assert_eq!(position, expected),
+                other => prop_assert!(false, "{:?}", other),
             }
+            prop_assert!(index.offsets().walk_start(expected) <= from.position);
         }
         let loaded = OffsetIndex::load(BASE, index.offsets().as_bytes(), ByteCount::of_usize(log.len()), 0);
         let loaded = loaded.unwrap();

@@ -7,9 +7,11 @@
 
 use crate::cache::SegmentUid;
 use crate::fetch::Mode;
+use crate::fetch::transfer::Stream;
 use crate::log::partition::Partition;
 use crate::platform::{CHUNK_LEN_MIN, Platform};
 use crate::shard::Core;
+use crate::shard::reads::Reading;
 use crate::types::{ByteCount, Position};
 
 /// Readers that are recognised when they come again; more than this many at once are not read ahead of.
@@ -17,6 +19,12 @@ const PLACES_MAX: usize = 16;
 
 /// Bytes by which a fetch may begin before the end of the last: that one may have ended inside a batch.
 const OVERLAP_LEN_MAX: ByteCount = ByteCount::mib(1);
+
+/// Most bytes at the end of a range that goes by file which go through memory.
+const EDGE_LEN_MAX: u64 = 128 << 10;
+
+/// Ranges whose whole chunks are less than this go by file with their edges.
+const PIPED_LEN_MIN: u64 = 128 << 10;
 
 /// Where cold fetches ended, the one noted longest ago first to go.
 pub(super) struct Places {
@@ -43,9 +51,46 @@ impl Places {
 }
 
 impl<P: Platform, C> Core<P, C> {
+    /// A fetch from the segment at `index` has been planned: brings what it will want next.
+    pub(super) fn bring_ahead(
+        &mut self,
+        partition: &Partition<P>,
+        index: usize,
+        stream: &mut Stream<P>,
+        forced: Option<Mode>,
+    ) {
+        match stream.mode {
+            Mode::DirectSplice => self.read_edge(partition, index, stream),
+            Mode::Sendfile | Mode::Splice => {}
+            _ if forced == Some(Mode::ReadSend) => {}
+            mode => self.read_ahead(partition, index, stream.at, stream.end, mode),
+        }
+    }
+
+    /// Leaves the edges of a range to memory, so that its fills lie on whole chunks, and reads the one at its end, where
+    /// its reader will look for the batch to go on with: the disk reads nothing twice, and the next fetch finds its
+    /// batch at once.
+    fn read_edge(&mut self, partition: &Partition<P>, index: usize, stream: &mut Stream<P>) {
+        let chunk = CHUNK_LEN_MIN.get();
+        let segment = &partition.segments[index];
+        let last = stream.end.align_down(chunk);
+        let walked = segment.index.offsets().walk_start(stream.end).align_down(chunk);
+        let tail = walked.max(Position::new(last.get().saturating_sub(EDGE_LEN_MAX - chunk)));
+        let head = stream.at.align_up(chunk);
+        if tail.get() < head.get() + PIPED_LEN_MIN {
+            return;
+        }
+        stream.by_file = head..tail;
+        // The end of the active segment is in memory.
+        if index + 1 < partition.segments.len() {
+            let until = stream.end.plus(ByteCount::new(1)).min(partition.visible_end(index));
+            self.request_reads(partition, segment.uid, tail, until, Reading::Edge);
+        }
+    }
+
     /// A fetch of `[start, end)` of the segment at `index` has been planned: notes where it ends, and reads ahead if
     /// its reader was expected here.
-    pub(super) fn read_ahead(
+    fn read_ahead(
         &mut self,
         partition: &Partition<P>,
         index: usize,
@@ -56,7 +101,7 @@ impl<P: Platform, C> Core<P, C> {
         let ahead = self.limits.cold_ahead_len;
         let known = self.places.find(partition.segments[index].uid, start);
         let cold = mode == Mode::DirectSend;
-        if ahead == ByteCount::ZERO || mode.is_of_file() || (known.is_none() && !cold) {
+        if ahead == ByteCount::ZERO || (known.is_none() && !cold) {
             return;
         }
         let (next, from) = match end >= partition.visible_end(index) {
@@ -74,7 +119,7 @@ impl<P: Platform, C> Core<P, C> {
         // Beside other readers' reads the disk has enough to do, and what it brings early only takes their place.
         if self.reads.are_done() {
             let until = from.plus(ahead).min(partition.visible_end(next));
-            self.request_reads(partition, uid, from, until, false);
+            self.request_reads(partition, uid, from, until, Reading::Range);
         }
     }
 }

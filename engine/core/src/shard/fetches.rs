@@ -3,7 +3,7 @@
 use crate::error::FetchError;
 use crate::fetch::plan::{Glance, Located};
 use crate::fetch::policy::{PieceFacts, RangeFacts, choose, hand_over, is_shared};
-use crate::fetch::transfer::{FetchId, FetchState, Stream};
+use crate::fetch::transfer::{FetchId, FetchState, Part, Stream};
 use crate::fetch::{FetchOutcome, FetchRequest, Fetched, Mode};
 use crate::limits::FETCH_LEN_MAX;
 use crate::log::partition::{Origin, Partition, PartitionState};
@@ -13,6 +13,7 @@ use crate::platform::{CHUNK_LEN_MIN, Lease, Platform};
 use crate::service::Service;
 use crate::shard::Core;
 use crate::shard::conn::AnswerState;
+use crate::shard::reads::Reading;
 use crate::types::{ByteCount, Position};
 
 /// Requests for less are read into memory: most of a pipe's cost is per fill.
@@ -160,7 +161,10 @@ impl<P: Platform, C> Core<P, C> {
                     if let Some(fetch) = self.fetches.get_mut(id) {
                         fetch.state = FetchState::Locating { uid, at };
                     }
-                    let until = missing.plus(self.locate_len(&request));
+                    let until = missing.plus(match self.reading(id) {
+                        Reading::Edge => CHUNK_LEN_MIN,
+                        _ => request.len_max.min(self.limits.cold_read_bytes_max),
+                    });
                     return self.await_read(partition, id, uid, missing, until, glance);
                 }
                 Err(error) => return Progress::Failed(Box::new(error)),
@@ -174,26 +178,28 @@ impl<P: Platform, C> Core<P, C> {
             return self.park(partition, id);
         }
         let len = request.len_max.min(FETCH_LEN_MAX).max(first_len).min(visible.since(start));
-        let resident = partition.is_resident(&self.memory, segment.uid, start.plus(len));
-        let facts =
-            RangeFacts { resident, forced: request.mode, cold_by_splice: self.goes_by_splice(&request) };
+        let cold_by_splice = self.goes_by_splice(&request);
+        // Pipes leave a range's edges in memory: there its middle tells.
+        let middle = start.plus(ByteCount::new(len.get() / 2));
+        let resident = partition.is_resident(&self.memory, segment.uid, start.plus(len))
+            && (!cold_by_splice || partition.is_resident(&self.memory, segment.uid, middle));
+        let facts = RangeFacts { resident, forced: request.mode, cold_by_splice };
         let outcome = FetchOutcome {
             len,
             segment: segment.base_offset,
             position: start,
             watermarks: partition.watermarks(),
         };
-        let stream = Stream {
+        let mut stream = Stream {
             outcome,
             uid: segment.uid,
             at: start,
             end: start.plus(len),
             mode: choose(facts),
+            by_file: start..start.plus(len),
             pieces: Vec::new(),
         };
-        if request.mode != Some(Mode::ReadSend) {
-            self.read_ahead(partition, index, start, stream.end, stream.mode);
-        }
+        self.bring_ahead(partition, index, &mut stream, request.mode);
         let Some(fetch) = self.fetches.get_mut(id) else { return Progress::Waiting };
         fetch.state = FetchState::Streaming(stream);
         self.stats.fetches += 1;
@@ -203,16 +209,24 @@ impl<P: Platform, C> Core<P, C> {
         }
     }
 
-    /// Bytes to read for finding a batch: the whole range in one go, unless it is not to be in memory at all.
-    fn locate_len(&self, request: &FetchRequest) -> ByteCount {
-        let mode = choose(RangeFacts {
-            resident: false,
-            forced: request.mode,
-            cold_by_splice: self.goes_by_splice(request),
-        });
-        match mode.is_of_file() {
-            true => CHUNK_LEN_MIN,
-            false => request.len_max.min(self.limits.cold_read_bytes_max),
+    /// What a fetch reads into memory, and so how: with a neighbourhood that it is going to send as well, or as
+    /// little as possible, because most of it goes by file.
+    fn reading(&mut self, id: FetchId) -> Reading {
+        let Some(fetch) = self.fetches.get_mut(id) else { return Reading::Range };
+        let request = fetch.request;
+        let mode = match (&fetch.state, fetch.origin) {
+            (_, Origin::Ticket(_)) => Mode::DirectSend,
+            (FetchState::Streaming(stream), _) => stream.mode,
+            _ => choose(RangeFacts {
+                resident: false,
+                forced: request.mode,
+                cold_by_splice: self.goes_by_splice(&request),
+            }),
+        };
+        match mode {
+            Mode::ReadSend => Reading::ThroughPageCache,
+            mode if mode.is_of_file() => Reading::Edge,
+            _ => Reading::Range,
         }
     }
 
@@ -235,7 +249,8 @@ impl<P: Platform, C> Core<P, C> {
         let (at, end) = (Position::ZERO, Position::ZERO);
         let uid = active.uid;
         let mode = Mode::Send;
-        fetch.state = FetchState::Streaming(Stream { outcome, uid, at, end, mode, pieces: Vec::new() });
+        let (by_file, pieces) = (at..end, Vec::new());
+        fetch.state = FetchState::Streaming(Stream { outcome, uid, at, end, mode, by_file, pieces });
         self.stats.fetches += 1;
         match fetch.origin {
             Origin::Ticket(_) => Progress::Gathered,
@@ -262,8 +277,8 @@ impl<P: Platform, C> Core<P, C> {
                 let index = partition.segment_index(uid);
                 let visible = index.map_or(missing, |index| partition.visible_end(index));
                 let until = until.min(visible).max(missing.plus(ByteCount::new(1)));
-                let forced = self.fetches.get_mut(id).and_then(|fetch| fetch.request.mode);
-                self.request_reads(partition, uid, missing, until, forced == Some(Mode::ReadSend));
+                let reading = self.reading(id);
+                self.request_reads(partition, uid, missing, until, reading);
                 match partition.glance(&mut self.memory, uid, missing, visible) {
                     Glance::Loading(entry) => Some(entry),
                     _ => None,
@@ -333,7 +348,8 @@ impl<P: Platform, C> Core<P, C> {
             return Ok(None);
         }
         let FetchState::Streaming(stream) = &fetch.state else { return Err(FetchError::Cancelled) };
-        let (uid, at, end, len) = (stream.uid, stream.at, stream.end, stream.outcome.len);
+        let Part::Memory(end) = stream.part() else { return Ok(None) };
+        let (uid, at, len) = (stream.uid, stream.at, stream.outcome.len);
         let (partition_id, forced) = (fetch.request.partition, fetch.request.mode);
         let Some(partition) = self.partitions.take(partition_id) else {
             return Err(FetchError::UnknownPartition);

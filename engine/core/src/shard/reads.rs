@@ -18,6 +18,17 @@ use crate::shard::Core;
 use crate::token::Purpose;
 use crate::types::{ByteCount, Position};
 
+/// How a range comes into memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// In long reads: what lies beside it will be wanted too.
+    Range,
+    /// In the shortest reads: what lies beside it goes by file.
+    Edge,
+    /// In long reads, through the page cache.
+    ThroughPageCache,
+}
+
 /// One read into memory that waits for memory, for its file, or for its turn.
 #[derive(Clone, Copy, Debug)]
 struct Load {
@@ -78,9 +89,13 @@ impl<P: Platform, C> Core<P, C> {
         uid: SegmentUid,
         position: Position,
         until: Position,
-        cached: bool,
+        reading: Reading,
     ) {
-        let wanted = self.limits.cold_read_len.min(self.memory.tail_chunk_len_max().max(CHUNK_LEN_MIN));
+        let cached = reading == Reading::ThroughPageCache;
+        let wanted = match reading {
+            Reading::Edge => CHUNK_LEN_MIN,
+            _ => self.limits.cold_read_len.min(self.memory.tail_chunk_len_max().max(CHUNK_LEN_MIN)),
+        };
         let mut at = position;
         while at < until {
             // Reading it again would take it from those who wait to send it.

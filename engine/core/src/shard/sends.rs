@@ -6,7 +6,7 @@
 use crate::disk::Errno;
 use crate::error::FetchError;
 use crate::fetch::Mode;
-use crate::fetch::transfer::{FetchId, FetchState, Foreign};
+use crate::fetch::transfer::{FetchId, FetchState, Foreign, Part};
 use crate::limits::TURN_SEND_BYTES;
 use crate::message::Source;
 use crate::ops::{ConnId, Fill, NetOp, Now, Ops, Send, SendFile, SendPart};
@@ -156,7 +156,7 @@ impl<P: Platform, C> Core<P, C> {
             }
             return Ok(Piece::Staged);
         }
-        if stream.mode.is_of_file() {
+        if let Part::File(_) = stream.part() {
             return Ok(Piece::NotNow);
         }
         let zero_copy = self.conn_mut(id).is_some_and(|conn| conn.zero_copy);
@@ -185,8 +185,9 @@ impl<P: Platform, C> Core<P, C> {
             return Some(FileRange { mode: *mode, position: *position, len: left.as_usize() });
         }
         let FetchState::Streaming(stream) = &entry.state else { return None };
-        let len = stream.end.since(stream.at).as_usize();
-        stream.mode.is_of_file().then_some(FileRange { mode: stream.mode, position: stream.at, len })
+        let Part::File(end) = stream.part() else { return None };
+        let len = end.since(stream.at).as_usize();
+        Some(FileRange { mode: stream.mode, position: stream.at, len })
     }
 
     /// Sends from the page cache, or from the connection's pipe once that is filled. Returns the length.
