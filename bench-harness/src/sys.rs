@@ -3,9 +3,12 @@
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
 use rustix::net::sockopt;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use crate::error::{BenchError, Result};
 
@@ -23,6 +26,18 @@ pub fn process_cpu_ns() -> u64 {
 fn nanos(clock: ClockId) -> u64 {
     let t = clock_gettime(clock);
     t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
+}
+
+/// Waits until something arrives or the time is over. The call behind `epoll::wait` counts in milliseconds and rounds
+/// up: what is due would be up to one late, and that would count as latency.
+///
+/// # Errors
+/// `System` if the kernel refuses to wait.
+pub fn sleep_exactly(epoll: &OwnedFd, timeout: &Timespec) -> Result<()> {
+    match poll(&mut [PollFd::new(epoll, PollFlags::IN)], Some(timeout)) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(BenchError::system("poll")(error)),
+    }
 }
 
 /// The cores this process may run on.

@@ -4,12 +4,9 @@ use std::collections::VecDeque;
 use std::net::TcpStream;
 
 use rohrpost_engine_core::format::batch::{BatchPrefix, PREFIX_LEN};
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::sockopt::set_socket_recv_buffer_size;
 use rustix::net::{SendFlags, send};
-use rustix::time::Timespec;
 
 use crate::client::ClientConfig;
 use crate::error::{BenchError, Result};
@@ -162,15 +159,6 @@ pub(super) fn open(config: &ClientConfig, role: Role) -> Result<TcpStream> {
             .map_err(BenchError::system("set a receive buffer"))?;
     }
     Ok(stream)
-}
-
-/// Waits until something arrives or the time is over. The call behind `epoll::wait` counts in milliseconds and rounds
-/// up: requests would leave up to one too late, and that would count as latency.
-pub(super) fn sleep_exactly(epoll: &OwnedFd, timeout: &Timespec) -> Result<()> {
-    match poll(&mut [PollFd::new(epoll, PollFlags::IN)], Some(timeout)) {
-        Ok(_) | Err(Errno::INTR) => Ok(()),
-        Err(error) => Err(BenchError::system("poll")(error)),
-    }
 }
 
 fn nonsense(why: &str) -> BenchError {

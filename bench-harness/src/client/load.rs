@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 use rustix::time::Timespec;
 
-use crate::client::conn::{Connection, Role, open, sleep_exactly};
+use crate::client::conn::{Connection, Role, open};
 use crate::client::producer::SocketProducer;
 use crate::client::readers::{self, Pace};
 use crate::client::{ClientConfig, ClientEvent, ClientReport, Go};
@@ -244,7 +244,7 @@ impl Load {
         let mut timeout =
             Timespec { tv_sec: (wait / 1_000_000_000) as i64, tv_nsec: (wait % 1_000_000_000) as i64 };
         if next_due < u64::MAX {
-            sleep_exactly(&self.epoll, &timeout)?;
+            sys::sleep_exactly(&self.epoll, &timeout)?;
             timeout = Timespec { tv_sec: 0, tv_nsec: 0 };
         }
         let empty = epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };

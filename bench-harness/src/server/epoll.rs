@@ -32,6 +32,10 @@ const SOURCE: u64 = u64::MAX - 2;
 /// Bytes received at once: 32 requests.
 const RECV_LEN: usize = 32 * HEADER_LEN;
 
+const NO_TIME: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+/// `epoll_wait` rounds up to whole milliseconds; that does not matter to longer waits.
+const SHORT_WAIT_MAX: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+
 /// What one attempt to move bytes came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
@@ -157,7 +161,12 @@ impl<D: Delivery<L>, L: Source> EpollServer<D, L> {
                 self.unpark(false);
             }
             events.clear();
-            let timeout = self.timeout();
+            let mut timeout = self.timeout();
+            if let Some(short) = timeout.filter(|timeout| *timeout > NO_TIME && *timeout < SHORT_WAIT_MAX) {
+                self.stats.entered(1);
+                sys::sleep_exactly(&self.epoll, &short)?;
+                timeout = Some(NO_TIME);
+            }
             match epoll::wait(&self.epoll, spare_capacity(&mut events), timeout.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(BenchError::system("epoll_wait")(error)),

@@ -13,16 +13,18 @@ mod recv;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod wait;
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use rohrpost_engine_core::disk::Errno;
-use rohrpost_engine_core::fetch::Mode;
+use rohrpost_engine_core::fetch::{Mode, ModeSet};
 use rohrpost_engine_core::ops::{ConnId, DiskOp, Driver, Event, NetOp, Now, Ops};
 use rohrpost_engine_core::platform::Platform;
 use rohrpost_engine_core::types::{Nanos, Timestamp};
-use rustix::event::{Timespec, epoll};
+use rustix::event::epoll;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::arena::{LinuxArena, LinuxChunk, LinuxLease, LinuxSlab, PageRound};
@@ -39,6 +41,7 @@ use disk_pool::DiskPool;
 use pipes::Pipes;
 use recv::RecvPool;
 use transfer::{continue_transfer, receive_once, sent};
+use wait::wait_for;
 
 pub use recv::PollRecvBuf;
 
@@ -61,15 +64,7 @@ impl Platform for PollPlatform {
     type Lease = LinuxLease;
     type RecvBuf = PollRecvBuf;
 
-    const MODES: &'static [Mode] = &[
-        Mode::Send,
-        Mode::SendRef,
-        Mode::Sendfile,
-        Mode::Splice,
-        Mode::DirectSend,
-        Mode::DirectSplice,
-        Mode::ReadSend,
-    ];
+    const MODES: ModeSet = ModeSet::of(Mode::ALL).without(&[Mode::SendZc, Mode::DirectSendZc]);
 }
 
 /// Sizes of a driver.
@@ -121,7 +116,7 @@ pub struct PollDriver {
     listener: Option<Listener>,
     accepting: Accepting,
     connections: Connections,
-    /// Without a pipe, what is to be sent by reference is copied.
+    /// `None` where no pipe is to be had: then nothing is sent by reference.
     reference: Option<Reference>,
     recv_pool: RecvPool,
     /// Connections to receive from in this turn, and those found in it for the next.
@@ -272,19 +267,11 @@ impl PollDriver {
             Accepting::Watched | Accepting::Full => deadline,
         };
         let timeout = if busy { Some(0) } else { deadline.map(|at| at.get().saturating_sub(mono().get())) };
-        let timeout = timeout.map(|nanos| Timespec {
-            tv_sec: (nanos / 1_000_000_000) as i64,
-            tv_nsec: (nanos % 1_000_000_000) as i64,
-        });
-        self.kernel_entries += 1;
-        self.kernel_events.clear();
-        let spare = rustix::buffer::spare_capacity(&mut self.kernel_events);
-        let waited = epoll::wait(&self.epoll, spare, timeout.as_ref());
+        let waited = wait_for(&self.epoll, &mut self.kernel_events, timeout.map(Duration::from_nanos));
         self.inbox.after_wait();
-        match waited {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-            Err(errno) => Err(PollError { action: "wait for events", errno: errno_of(errno) }),
-        }
+        self.kernel_entries +=
+            waited.map_err(|errno| PollError { action: "wait for events", errno: errno_of(errno) })?;
+        Ok(())
     }
 
     fn handle_kernel_events(&mut self, events: &mut Vec<Event<PollPlatform>>) {
@@ -362,6 +349,13 @@ impl PollDriver {
 impl Driver for PollDriver {
     type Platform = PollPlatform;
     type Error = PollError;
+
+    fn modes(&self) -> ModeSet {
+        match self.reference {
+            Some(_) => PollPlatform::MODES,
+            None => PollPlatform::MODES.without(&[Mode::SendRef]),
+        }
+    }
 
     fn now(&self) -> Now {
         let wall = clock_gettime(ClockId::Realtime);
