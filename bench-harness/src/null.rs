@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rohrpost_engine_core::disk::{Disk, Errno};
-use rohrpost_engine_core::fetch::Mode;
+use rohrpost_engine_core::fetch::{Mode, ModeSet};
 use rohrpost_engine_core::limits::ShardLimits;
 use rohrpost_engine_core::log::step::{Step, StepOutput};
 use rohrpost_engine_core::log::{LogConfig, LogDir, LogDirOptions, WriteMode};
@@ -48,7 +48,7 @@ impl Platform for NullPlatform {
     type Lease = LinuxLease;
     type RecvBuf = Received;
 
-    const MODES: &'static [Mode] = Mode::ALL;
+    const MODES: ModeSet = ModeSet::of(Mode::ALL);
 }
 
 /// One shard and who drives it.

@@ -325,10 +325,11 @@ impl Starter<'_> {
             let (limits, service, make) = (self.options.limits.clone(), service(index), make.clone());
             let place = Place { index, core: self.options.cores[index], waiters };
             started.threads.push(spawn(place, Arc::clone(&helper), move || {
-                let shard = Shard::new(limits.clone(), LinuxArena::new(limits.slabs_max()), service)
-                    .among(ShardId(index as u16), count);
                 let (driver, driver_stats) = make(ends)?;
-                let _ = stats.set(driver_stats);
+                let shard = Shard::new(limits.clone(), LinuxArena::new(limits.slabs_max()), service)
+                    .among(ShardId(index as u16), count)
+                    .offering(driver.modes());
+                let _ = stats.set(driver_stats.offering(driver.modes()));
                 Ok((driver, shard))
             })?);
         }

@@ -35,7 +35,7 @@ pub use replies::{Fetched, Pending};
 pub use runtime::ShardEnd;
 
 pub use rohrpost_engine_core::error::{AppendError, FetchError, PartitionError, PartitionFailure};
-pub use rohrpost_engine_core::fetch::{FetchOutcome, FetchRequest, Mode};
+pub use rohrpost_engine_core::fetch::{FetchOutcome, FetchRequest, Mode, ModeSet};
 pub use rohrpost_engine_core::format;
 pub use rohrpost_engine_core::format::names::TopicPartition;
 pub use rohrpost_engine_core::limits::ShardLimits;

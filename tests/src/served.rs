@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use rohrpost_engine::linux::poll::PollPlatform;
 use rohrpost_engine::linux::uring::UringPlatform;
-use rohrpost_engine::{DriverChoice, Engine, EngineOptions, LogConfig, Mode, Offset, Partition, ShardEnd};
+use rohrpost_engine::{
+    DriverChoice, Engine, EngineOptions, LogConfig, Mode, ModeSet, Offset, Partition, ShardEnd,
+};
 use rohrpost_engine_core::platform::Platform;
 use tempfile::TempDir;
 
@@ -15,11 +17,11 @@ use crate::service::{Client, Fetch, OK, Wire};
 
 /// Every way to ask a driver for bytes: as the policy has it, and each of its modes forced.
 pub fn modes(driver: DriverChoice) -> Vec<Option<Mode>> {
-    let forced = match driver {
+    let offered = match driver {
         DriverChoice::Poll => PollPlatform::MODES,
         _ => UringPlatform::MODES,
     };
-    std::iter::once(None).chain(forced.iter().copied().map(Some)).collect()
+    std::iter::once(None).chain(offered.iter().map(Some)).collect()
 }
 
 /// An engine with one partition whose batches are known.
@@ -90,6 +92,11 @@ impl Log {
     /// The partition's directory.
     pub fn dir(&self) -> PathBuf {
         self.dir.path().join("t-0")
+    }
+
+    /// The modes that its driver says it offers.
+    pub fn offered(&self) -> ModeSet {
+        self.engine.as_ref().unwrap().driver_stats()[0].modes()
     }
 
     /// A new connection.

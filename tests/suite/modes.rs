@@ -71,17 +71,7 @@ fn a_mode_that_the_driver_lacks_is_refused_by_name() {
     let lacking: Vec<_> = Mode::ALL.iter().filter(|mode| !modes(driver).contains(&Some(**mode))).collect();
     assert!(lacking.contains(&&Mode::SendZc), "epoll has no completions to wait for");
     for mode in lacking {
-        let request = FetchRequest {
-            mode: Some(*mode),
-            ..FetchRequest::new(log.partition().id(), Offset::ZERO, ByteCount::mib(1))
-        };
-        let Err(error) = log.partition().fetch_with(request).wait() else { panic!("{mode} worked") };
-        assert!(error.to_string().contains(mode.name()), "{error}");
-        let mut client = log.client();
-        let told = client
-            .fetch(log.partition().id(), Fetch { mode: Some(*mode), ..Fetch::new(Offset::ZERO, 1 << 20) });
-        assert_ne!(told.status, OK);
-        log.read(&mut client, 0, 8, Fetch::new(Offset::ZERO, 1 << 20));
+        assert_refused(&log, *mode);
     }
     assert_eq!(
         FetchError::UnsupportedMode(Mode::SendZc).to_string(),
@@ -108,16 +98,41 @@ fn cold_ranges_go_through_pipes_where_the_shard_is_told_so() {
     }
 }
 
-/// A kernel without splice in its ring: what was to go through pipes goes through memory, is right, and is counted.
+/// A host that lacks what a mode needs: the driver does not offer the mode, says so, and refuses it by name; what the
+/// policy would have sent that way goes another, and is right.
 #[test]
-fn refused_pipes_are_counted_and_memory_serves_instead() {
-    let mut log = Log::new(DriverChoice::Uring, 20, 400_000);
-    log.stop();
-    log.options_mut().feature_mask = FeatureMask::NONE.forbid(Feature::Splice);
-    log.start();
-    for mode in [Mode::DirectSplice, Mode::Splice] {
-        log.read(&mut log.client(), 0, 40, Fetch { mode: Some(mode), ..Fetch::new(Offset::ZERO, 1 << 20) });
+fn a_mode_whose_feature_is_missing_is_not_offered() {
+    for (feature, lacking) in [
+        (Feature::Splice, [Mode::Splice, Mode::DirectSplice].as_slice()),
+        (Feature::SendmsgZc, &[Mode::SendZc, Mode::DirectSendZc]),
+        (Feature::ReferencePipe, &[Mode::SendRef]),
+    ] {
+        let mut log = Log::new(DriverChoice::Uring, 20, 400_000);
+        log.stop();
+        log.options_mut().feature_mask = FeatureMask::NONE.forbid(feature);
+        log.options_mut().limits.cold_by_splice = true;
+        log.start();
+        for &mode in lacking {
+            assert_refused(&log, mode);
+        }
+        log.read(&mut log.client(), 0, 40, Fetch::new(Offset::ZERO, 1 << 20));
+        let stats = log.stop().stats;
+        assert_eq!(stats.sent_through_pipes == 0, feature == Feature::Splice, "{stats:?}");
+        assert_eq!(stats.pipes_refused, 0, "{stats:?}");
     }
-    let stats = log.stop().stats;
-    assert!(stats.pipes_refused > 0 && stats.sent_through_pipes == 0, "{stats:?}");
+}
+
+/// Forcing the mode is an error that names it, on either way of asking.
+fn assert_refused(log: &Log, mode: Mode) {
+    let request = FetchRequest {
+        mode: Some(mode),
+        ..FetchRequest::new(log.partition().id(), Offset::ZERO, ByteCount::mib(1))
+    };
+    let Err(error) = log.partition().fetch_with(request).wait() else { panic!("{mode} worked") };
+    assert!(error.to_string().contains(mode.name()), "{error}");
+    let forced = Fetch { mode: Some(mode), ..Fetch::new(Offset::ZERO, 1 << 20) };
+    let mut client = log.client();
+    assert_ne!(client.fetch(log.partition().id(), forced).status, OK, "{mode}");
+    log.read(&mut client, 0, 8, Fetch::new(Offset::ZERO, 1 << 20));
+    assert!(!log.offered().contains(mode), "{mode}");
 }

@@ -8,6 +8,7 @@
 use arrayvec::ArrayVec;
 
 use crate::disk::Errno;
+use crate::fetch::ModeSet;
 use crate::log::step::{Step, StepOutput};
 use crate::message::{Letter, Reply, Request, ShardId, Ticket};
 use crate::platform::Platform;
@@ -333,6 +334,11 @@ pub trait Driver {
 
     /// Why a turn could not be made; the shard cannot go on.
     type Error: std::error::Error + std::marker::Send + Sync + 'static;
+
+    /// The modes that it can execute on this host.
+    fn modes(&self) -> ModeSet {
+        Self::Platform::MODES
+    }
 
     /// The time.
     fn now(&self) -> Now;

@@ -9,7 +9,7 @@ use std::fmt::Debug;
 use std::ops::Range;
 
 use crate::disk::Disk;
-use crate::fetch::Mode;
+use crate::fetch::ModeSet;
 use crate::types::ByteCount;
 
 /// Unit in which segments are written and read directly. Every direct transfer starts and ends on a
@@ -46,8 +46,8 @@ pub trait Platform: Sized + 'static {
     /// Bytes received on a connection; the buffer returns to the driver when dropped.
     type RecvBuf: AsRef<[u8]>;
 
-    /// The transfer modes this driver can execute.
-    const MODES: &'static [Mode];
+    /// The transfer modes that this driver can execute where the host has what they need.
+    const MODES: ModeSet;
 }
 
 /// A shard's memory: slabs cut into chunks of a power of two from [`CHUNK_LEN_MIN`] to

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rohrpost_engine_core::fetch::ModeSet;
 use rohrpost_engine_core::ops::DiskOp;
 use rohrpost_engine_core::platform::Platform;
 
@@ -11,7 +12,10 @@ const WRITE_LENS: usize = 25;
 
 /// Counters of one driver; clones share them. The driver's thread alone writes.
 #[derive(Clone, Debug)]
-pub struct DriverStats(Arc<Counters>);
+pub struct DriverStats {
+    counters: Arc<Counters>,
+    modes: ModeSet,
+}
 
 #[derive(Debug)]
 struct Counters {
@@ -35,27 +39,39 @@ pub struct Writes {
 impl DriverStats {
     /// All zero, but for what the helper counts.
     pub(crate) fn new(replaced_len: Arc<AtomicU64>) -> Self {
-        Self(Arc::new(Counters {
+        let counters = Counters {
             turns: AtomicU64::new(0),
             kernel_entries: AtomicU64::new(0),
             replaced_len,
             writes: Default::default(),
-        }))
+        };
+        Self { counters: Arc::new(counters), modes: ModeSet::of(&[]) }
+    }
+
+    /// The same counters, of a driver that offers these modes.
+    #[must_use]
+    pub fn offering(self, modes: ModeSet) -> Self {
+        Self { modes, ..self }
+    }
+
+    /// The transfer modes that the driver offers on this host; forcing another one is refused.
+    pub fn modes(&self) -> ModeSet {
+        self.modes
     }
 
     /// Bytes of memory replaced so far because they had been sent by reference.
     pub fn replaced_len(&self) -> u64 {
-        self.0.replaced_len.load(Ordering::Relaxed)
+        self.counters.replaced_len.load(Ordering::Relaxed)
     }
 
     /// Turns made so far.
     pub fn turns(&self) -> u64 {
-        self.0.turns.load(Ordering::Relaxed)
+        self.counters.turns.load(Ordering::Relaxed)
     }
 
     /// System calls of the shard's own thread so far; helper and pool threads are not counted.
     pub fn kernel_entries(&self) -> u64 {
-        self.0.kernel_entries.load(Ordering::Relaxed)
+        self.counters.kernel_entries.load(Ordering::Relaxed)
     }
 
     /// Writes to segments so far; entry `n` has those of `2^n` to `2^(n+1)` bytes, the last one all longer ones.
@@ -64,7 +80,7 @@ impl DriverStats {
             count: count.load(Ordering::Relaxed),
             len: len.load(Ordering::Relaxed),
         };
-        self.0.writes.iter().map(load).collect()
+        self.counters.writes.iter().map(load).collect()
     }
 
     /// Counts the writes among these operations.
@@ -72,7 +88,7 @@ impl DriverStats {
         for op in ops {
             let DiskOp::Write(write) = op else { continue };
             let len = write.len.get();
-            let [count, bytes] = &self.0.writes[(len.max(1).ilog2() as usize).min(WRITE_LENS - 1)];
+            let [count, bytes] = &self.counters.writes[(len.max(1).ilog2() as usize).min(WRITE_LENS - 1)];
             count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
             bytes.store(bytes.load(Ordering::Relaxed) + len, Ordering::Relaxed);
         }
@@ -80,7 +96,7 @@ impl DriverStats {
 
     /// Adds one turn with `kernel_entries` system calls. One writer, so no locked instruction.
     pub(crate) fn add_turn(&self, kernel_entries: u64) {
-        self.0.turns.store(self.turns() + 1, Ordering::Relaxed);
-        self.0.kernel_entries.store(self.kernel_entries() + kernel_entries, Ordering::Relaxed);
+        self.counters.turns.store(self.turns() + 1, Ordering::Relaxed);
+        self.counters.kernel_entries.store(self.kernel_entries() + kernel_entries, Ordering::Relaxed);
     }
 }

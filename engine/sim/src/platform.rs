@@ -1,6 +1,6 @@
 //! The simulator's types behind core's seam.
 
-use rohrpost_engine_core::fetch::Mode;
+use rohrpost_engine_core::fetch::{Mode, ModeSet};
 use rohrpost_engine_core::platform::Platform;
 
 use crate::disk::{SimDisk, SimFile};
@@ -27,5 +27,5 @@ impl Platform for SimPlatform {
     type Lease = SimLease;
     type RecvBuf = SimRecvBuf;
 
-    const MODES: &'static [Mode] = Mode::ALL;
+    const MODES: ModeSet = ModeSet::of(Mode::ALL);
 }

@@ -7,5 +7,5 @@ pub mod policy;
 mod request;
 pub(crate) mod transfer;
 
-pub use mode::{Mode, UnknownMode};
+pub use mode::{Mode, ModeSet, UnknownMode};
 pub use request::{FetchOutcome, FetchRequest, Fetched};

@@ -64,6 +64,51 @@ impl Mode {
     }
 }
 
+/// A set of modes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct ModeSet(u16);
+
+impl ModeSet {
+    /// The set of these.
+    pub const fn of(modes: &[Mode]) -> Self {
+        let (mut bits, mut at) = (0, 0);
+        while at < modes.len() {
+            bits |= 1 << modes[at] as u16;
+            at += 1;
+        }
+        Self(bits)
+    }
+
+    /// Whether the mode is in the set.
+    #[inline]
+    pub const fn contains(self, mode: Mode) -> bool {
+        self.0 & (1 << mode as u16) != 0
+    }
+
+    /// The set without these.
+    #[must_use]
+    pub const fn without(self, modes: &[Mode]) -> Self {
+        Self(self.0 & !Self::of(modes).0)
+    }
+
+    /// What is in both sets.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// Its modes, in the order of the documentation.
+    pub fn iter(self) -> impl Iterator<Item = Mode> {
+        Mode::ALL.iter().copied().filter(move |mode| self.contains(*mode))
+    }
+}
+
+impl fmt::Debug for ModeSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.iter()).finish()
+    }
+}
+
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
@@ -95,6 +140,11 @@ mod tests {
             assert_eq!((*mode, mode.name()), (named, name));
             assert_eq!(name.parse(), Ok(named));
         }
+        let some =
+            ModeSet::of(&[Mode::ReadSend, Mode::Send, Mode::Splice]).without(&[Mode::Splice, Mode::SendZc]);
+        assert_eq!(some.iter().collect::<Vec<_>>(), [Mode::Send, Mode::ReadSend]);
+        assert_eq!(some.and(ModeSet::of(&[Mode::Send, Mode::Splice])), ModeSet::of(&[Mode::Send]));
+        assert!(ModeSet::of(Mode::ALL).iter().eq(Mode::ALL.iter().copied()));
         let error = "zero_copy".parse::<Mode>().expect_err("there is no such mode");
         assert!(error.to_string().contains("direct_splice, read_send"), "{error}");
     }

@@ -1,7 +1,7 @@
 //! Which way the bytes of a range take: two pure functions, one for a planned range, one for each piece of it that
 //! is in memory. The facts behind them are measurements (docs/KERNEL.md, and the harness's results).
 
-use crate::fetch::Mode;
+use crate::fetch::{Mode, ModeSet};
 use crate::ops::SendHow;
 use crate::types::ByteCount;
 
@@ -61,15 +61,21 @@ pub(crate) const fn is_shared(sent: u64, len: ByteCount, written: bool) -> bool 
 }
 
 /// Chooses how a piece is sent by a driver with these modes.
-pub fn hand_over(facts: PieceFacts, modes: &[Mode]) -> SendHow {
+pub const fn hand_over(facts: PieceFacts, modes: ModeSet) -> SendHow {
     match facts.forced {
         Some(Mode::SendZc | Mode::DirectSendZc) => SendHow::ZeroCopy,
         Some(Mode::SendRef) => SendHow::Reference,
         Some(_) => SendHow::Copy,
-        None if facts.zero_copy && facts.len >= ZERO_COPY_LEN_MIN && modes.contains(&Mode::SendZc) => {
+        None if facts.zero_copy
+            && facts.len.get() >= ZERO_COPY_LEN_MIN.get()
+            && modes.contains(Mode::SendZc) =>
+        {
             SendHow::ZeroCopy
         }
-        None if facts.shared && facts.len >= REFERENCE_LEN_MIN && modes.contains(&Mode::SendRef) => {
+        None if facts.shared
+            && facts.len.get() >= REFERENCE_LEN_MIN.get()
+            && modes.contains(Mode::SendRef) =>
+        {
             SendHow::Reference
         }
         None => SendHow::Copy,
@@ -79,6 +85,9 @@ pub fn hand_over(facts: PieceFacts, modes: &[Mode]) -> SendHow {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const ALL: ModeSet = ModeSet::of(Mode::ALL);
+    const SEND: ModeSet = ModeSet::of(&[Mode::Send]);
 
     #[test]
     fn cold_ranges_stay_off_the_page_cache_unless_forced() {
@@ -100,19 +109,19 @@ mod tests {
         let facts = |len, shared| PieceFacts { len, shared, zero_copy: false, forced: None };
         let long = REFERENCE_LEN_MIN;
         let short = ByteCount::new(long.get() - 1);
-        assert_eq!(hand_over(facts(long, true), Mode::ALL), SendHow::Reference);
-        assert_eq!(hand_over(facts(long, false), Mode::ALL), SendHow::Copy);
-        assert_eq!(hand_over(facts(short, true), Mode::ALL), SendHow::Copy);
-        assert_eq!(hand_over(facts(long, true), &[Mode::Send]), SendHow::Copy, "the driver cannot");
+        assert_eq!(hand_over(facts(long, true), ALL), SendHow::Reference);
+        assert_eq!(hand_over(facts(long, false), ALL), SendHow::Copy);
+        assert_eq!(hand_over(facts(short, true), ALL), SendHow::Copy);
+        assert_eq!(hand_over(facts(long, true), SEND), SendHow::Copy, "the driver cannot");
     }
 
     #[test]
     fn zero_copy_is_for_remote_peers_and_never_without_the_driver() {
         let facts = |zero_copy| PieceFacts { len: ZERO_COPY_LEN_MIN, shared: true, zero_copy, forced: None };
-        assert_eq!(hand_over(facts(true), Mode::ALL), SendHow::ZeroCopy);
-        assert_eq!(hand_over(facts(false), Mode::ALL), SendHow::Reference);
-        assert_eq!(hand_over(facts(true), &[Mode::Send]), SendHow::Copy);
+        assert_eq!(hand_over(facts(true), ALL), SendHow::ZeroCopy);
+        assert_eq!(hand_over(facts(false), ALL), SendHow::Reference);
+        assert_eq!(hand_over(facts(true), SEND), SendHow::Copy);
         let forced = PieceFacts { forced: Some(Mode::ReadSend), ..facts(true) };
-        assert_eq!(hand_over(forced, Mode::ALL), SendHow::Copy);
+        assert_eq!(hand_over(forced, ALL), SendHow::Copy);
     }
 }

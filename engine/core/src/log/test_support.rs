@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::disk::memory::{MemoryDisk, MemoryFile};
 use crate::error::PartitionError;
-use crate::fetch::Mode;
+use crate::fetch::ModeSet;
 use crate::format::batch::patch;
 use crate::format::build::BatchBuilder;
 use crate::format::names::{TopicName, TopicPartition};
@@ -101,7 +101,7 @@ impl Platform for StepsOnly {
     type Chunk = NoMemory;
     type Lease = NoMemory;
     type RecvBuf = NoMemory;
-    const MODES: &'static [Mode] = &[];
+    const MODES: ModeSet = ModeSet::of(&[]);
 }
 
 pub(crate) type Opened = OpenedLog<StepsOnly>;

@@ -112,7 +112,7 @@ impl<P: Platform, C> Core<P, C> {
             return Progress::Failed(Box::new(FetchError::Closing));
         }
         if let Some(mode) = request.mode
-            && !P::MODES.contains(&mode)
+            && !self.modes.contains(mode)
         {
             return Progress::Failed(Box::new(FetchError::UnsupportedMode(mode)));
         }
@@ -209,32 +209,11 @@ impl<P: Platform, C> Core<P, C> {
         }
     }
 
-    /// What a fetch reads into memory, and so how: with a neighbourhood that it is going to send as well, or as
-    /// little as possible, because most of it goes by file.
-    fn reading(&mut self, id: FetchId) -> Reading {
-        let Some(fetch) = self.fetches.get_mut(id) else { return Reading::Range };
-        let request = fetch.request;
-        let mode = match (&fetch.state, fetch.origin) {
-            (_, Origin::Ticket(_)) => Mode::DirectSend,
-            (FetchState::Streaming(stream), _) => stream.mode,
-            _ => choose(RangeFacts {
-                resident: false,
-                forced: request.mode,
-                cold_by_splice: self.goes_by_splice(&request),
-            }),
-        };
-        match mode {
-            Mode::ReadSend => Reading::ThroughPageCache,
-            mode if mode.is_of_file() => Reading::Edge,
-            _ => Reading::Range,
-        }
-    }
-
     /// Whether a cold range of this request goes through a pipe, if nothing is forced.
-    fn goes_by_splice(&self, request: &FetchRequest) -> bool {
+    pub(super) fn goes_by_splice(&self, request: &FetchRequest) -> bool {
         self.limits.cold_by_splice
             && request.len_max >= SPLICE_LEN_MIN
-            && P::MODES.contains(&Mode::DirectSplice)
+            && self.modes.contains(Mode::DirectSplice)
     }
 
     fn plan_empty(&mut self, partition: &Partition<P>, id: FetchId) -> Progress {
@@ -358,7 +337,7 @@ impl<P: Platform, C> Core<P, C> {
             Glance::Resident { lease, start, end: to, written } => {
                 let shared =
                     is_shared(lease.sent_before(), to.since(start), written) && !self.memory.is_tight();
-                let how = hand_over(PieceFacts { len, shared, zero_copy, forced }, P::MODES);
+                let how = hand_over(PieceFacts { len, shared, zero_copy, forced }, self.modes);
                 let to = to.min(end).min(at.plus(ByteCount::of_usize(len_max)));
                 Some((lease.slice(at.since(start).as_usize()..to.since(start).as_usize()), how))
             }

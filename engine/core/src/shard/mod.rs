@@ -25,6 +25,7 @@ mod table;
 use std::collections::{BinaryHeap, VecDeque};
 
 use crate::error::PartitionError;
+use crate::fetch::ModeSet;
 use crate::fetch::memo::Memo;
 use crate::fetch::transfer::{FetchId, Fetches};
 use crate::limits::ShardLimits;
@@ -109,6 +110,8 @@ pub(crate) struct Core<P: Platform, C> {
     reads: Reads,
     scheduler: Scheduler,
     places: Places,
+    /// What the driver can do on this host.
+    modes: ModeSet,
     conns: Vec<Option<Box<Conn<P, C>>>>,
     sendable: VecDeque<ConnId>,
     /// Connections whose `sendfile` waits for a segment's file.
@@ -156,6 +159,7 @@ impl<P: Platform, S: Service> Shard<P, S> {
             scheduler: Scheduler::new(limits.cold_read_bytes_max, limits.cold_read_len),
             reads: Reads::with_capacity(limits.fetches_max as usize),
             places: Places::new(),
+            modes: P::MODES,
             conns,
             sendable: VecDeque::with_capacity(limits.connections_max as usize),
             waiting_for_file: Vec::new(),
@@ -182,6 +186,13 @@ impl<P: Platform, S: Service> Shard<P, S> {
     #[must_use]
     pub fn among(mut self, me: ShardId, count: u16) -> Self {
         self.core.peers = Peers::new(me, count, self.core.limits.fetches_max);
+        self
+    }
+
+    /// The same shard for a driver that lacks some of its modes on this host.
+    #[must_use]
+    pub fn offering(mut self, modes: ModeSet) -> Self {
+        self.core.modes = P::MODES.and(modes);
         self
     }
 

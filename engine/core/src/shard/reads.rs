@@ -8,8 +8,10 @@ use std::collections::VecDeque;
 use crate::cache::{NONE, SegmentUid};
 use crate::disk::Errno;
 use crate::error::FetchError;
-use crate::fetch::transfer::FetchId;
-use crate::log::partition::Partition;
+use crate::fetch::Mode;
+use crate::fetch::policy::{RangeFacts, choose};
+use crate::fetch::transfer::{FetchId, FetchState};
+use crate::log::partition::{Origin, Partition};
 use crate::message::PartitionId;
 use crate::ops::{ConnId, DiskOp, Now, Ops, Read};
 use crate::platform::{CHUNK_LEN_MIN, Chunk, DIRECT_IO_ALIGN, Platform};
@@ -81,6 +83,27 @@ enum Submitted {
 }
 
 impl<P: Platform, C> Core<P, C> {
+    /// What a fetch reads into memory, and so how: with a neighbourhood that it is going to send as well, or as
+    /// little as possible, because most of it goes by file.
+    pub(super) fn reading(&mut self, id: FetchId) -> Reading {
+        let Some(fetch) = self.fetches.get_mut(id) else { return Reading::Range };
+        let request = fetch.request;
+        let mode = match (&fetch.state, fetch.origin) {
+            (_, Origin::Ticket(_)) => Mode::DirectSend,
+            (FetchState::Streaming(stream), _) => stream.mode,
+            _ => choose(RangeFacts {
+                resident: false,
+                forced: request.mode,
+                cold_by_splice: self.goes_by_splice(&request),
+            }),
+        };
+        match mode {
+            Mode::ReadSend => Reading::ThroughPageCache,
+            mode if mode.is_of_file() => Reading::Edge,
+            _ => Reading::Range,
+        }
+    }
+
     /// Starts a read of the chunk around `position`, and of those after it up to `until`, as far as they
     /// are not in memory or on their way.
     pub(super) fn request_reads(

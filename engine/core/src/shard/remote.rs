@@ -120,6 +120,7 @@ impl<P: Platform, C> Core<P, C> {
         len_max: usize,
     ) -> Option<Result<Piece, FetchError>> {
         let zero_copy = self.conn_mut(conn_id).is_some_and(|conn| conn.zero_copy);
+        let modes = self.modes;
         let fetch = self.fetches.get_mut(id)?;
         let FetchState::Foreign(foreign) = &mut fetch.state else { return None };
         if foreign.left == ByteCount::ZERO {
@@ -137,7 +138,7 @@ impl<P: Platform, C> Core<P, C> {
         };
         let facts = PieceFacts { len: foreign.len, shared: false, zero_copy, forced: fetch.request.mode };
         // Only the owner knows whether others read the same memory.
-        let how = if *how == SendHow::Reference { *how } else { hand_over(facts, P::MODES) };
+        let how = if *how == SendHow::Reference { *how } else { hand_over(facts, modes) };
         if let Some(conn) = self.conns.get_mut(conn_id.slot as usize).and_then(Option::as_deref_mut)
             && !conn.goes_with(how)
         {

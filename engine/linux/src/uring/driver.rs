@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use io_uring::{opcode, types};
 use rohrpost_engine_core::disk::Errno;
+use rohrpost_engine_core::fetch::ModeSet;
 use rohrpost_engine_core::ops::{DiskOp, Driver, Event, Now, Ops};
 use rohrpost_engine_core::types::{Nanos, Timestamp};
 
@@ -341,10 +342,13 @@ impl Driver for UringDriver {
     type Platform = UringPlatform;
     type Error = RingError;
 
+    fn modes(&self) -> ModeSet {
+        self.ring.features().modes()
+    }
+
     fn now(&self) -> Now {
         let wall = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-        let wall = wall.tv_sec * 1000 + wall.tv_nsec / 1_000_000;
-        Now { mono: mono_now(), wall: Timestamp::new(wall) }
+        Now { mono: mono_now(), wall: Timestamp::new(wall.tv_sec * 1000 + wall.tv_nsec / 1_000_000) }
     }
 
     fn turn(

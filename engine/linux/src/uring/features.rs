@@ -9,6 +9,10 @@ use std::fmt;
 use std::str::FromStr;
 
 use rohrpost_engine_core::disk::Errno;
+use rohrpost_engine_core::fetch::{Mode, ModeSet};
+use rohrpost_engine_core::platform::Platform;
+
+use super::UringPlatform;
 
 /// A kernel feature the ring driver uses where it exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -169,6 +173,17 @@ impl FromStr for Feature {
 pub struct FeatureSet(u32);
 
 impl FeatureSet {
+    /// The transfer modes that a ring with these features executes.
+    pub(super) fn modes(self) -> ModeSet {
+        let needs: [(Feature, &[Mode]); 3] = [
+            (Feature::Splice, &[Mode::Splice, Mode::DirectSplice]),
+            (Feature::SendmsgZc, &[Mode::SendZc, Mode::DirectSendZc]),
+            (Feature::ReferencePipe, &[Mode::SendRef]),
+        ];
+        let lacking = needs.iter().filter(|(feature, _)| !self.has(*feature));
+        lacking.fold(UringPlatform::MODES, |modes, (_, those)| modes.without(those))
+    }
+
     /// No feature.
     pub const NONE: Self = Self(0);
 

@@ -1,6 +1,6 @@
 //! The types the ring driver works with.
 
-use rohrpost_engine_core::fetch::Mode;
+use rohrpost_engine_core::fetch::{Mode, ModeSet};
 use rohrpost_engine_core::platform::Platform;
 
 use super::recv::RecvBuf;
@@ -21,5 +21,5 @@ impl Platform for UringPlatform {
     type Lease = LinuxLease;
     type RecvBuf = RecvBuf;
 
-    const MODES: &'static [Mode] = Mode::ALL;
+    const MODES: ModeSet = ModeSet::of(Mode::ALL);
 }
