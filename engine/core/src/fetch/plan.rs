@@ -4,7 +4,7 @@
 use crate::cache::{Lookup, SegmentUid};
 use crate::error::FetchError;
 use crate::fetch::FetchRequest;
-use crate::fetch::memo::Memo;
+use crate::fetch::memo::{Key, Memo};
 use crate::format::batch::PREFIX_LEN;
 use crate::format::walk::{Seek, seek};
 use crate::log::partition::Partition;
@@ -78,13 +78,14 @@ impl<P: Platform> Partition<P> {
         resume: Option<Position>,
     ) -> Result<Located<P>, FetchError> {
         let segment = &self.segments[index];
-        if let Some((start, len)) = memo.find(segment.uid, request.offset) {
+        let key = Key::new(segment.uid, segment.base_offset, request.offset);
+        if let Some((start, len)) = key.and_then(|key| memo.find(key)) {
             return Ok(Located::At(start, len));
         }
         let indexed = || segment.index.offsets().lookup(request.offset).position;
         let located = self.walk(memory, index, request, resume.unwrap_or_else(indexed))?;
-        if let Located::At(start, len) = located {
-            memo.note(segment.uid, request.offset, start, len);
+        if let (Some(key), Located::At(start, len)) = (key, &located) {
+            memo.note(key, *start, *len);
         }
         Ok(located)
     }
