@@ -109,6 +109,10 @@ impl<P: Platform> AsRef<[u8]> for SendPart<P> {
     }
 }
 
+/// The pieces of a send, in order. They travel in a box that comes back with the operation: an operation goes through
+/// several queues, and moves as a pointer. A connection has one such box.
+pub type SendParts<P> = Box<ArrayVec<SendPart<P>, SEND_PARTS_MAX>>;
+
 /// How leases get into the socket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SendHow {
@@ -131,7 +135,7 @@ pub struct Send<P: Platform> {
     /// Onto which connection.
     pub conn: ConnId,
     /// What; never empty. The first `skip` bytes of the first piece are already sent.
-    pub parts: ArrayVec<SendPart<P>, SEND_PARTS_MAX>,
+    pub parts: SendParts<P>,
     /// Bytes of the first piece to leave out.
     pub skip: usize,
     /// Whether more of the same response follows at once (`MSG_MORE`).

@@ -10,7 +10,7 @@ use rohrpost_engine_core::disk::{Caching, Disk, OpenMode};
 use rohrpost_engine_core::limits::ShardLimits;
 use rohrpost_engine_core::message::{Reply, Ticket};
 use rohrpost_engine_core::ops::{
-    ConnId, DiskOp, Driver, Event, NetOp, Ops, Read, Send, SendHow, SendPart, Token, Write,
+    ConnId, DiskOp, Driver, Event, NetOp, Ops, Read, Send, SendHow, SendPart, SendParts, Token, Write,
 };
 use rohrpost_engine_core::platform::{Arena, Chunk};
 use rohrpost_engine_core::types::{ByteCount, Position};
@@ -67,7 +67,8 @@ struct Shard<D: Driver<Platform: LinuxPlatform>> {
     /// Comes back with every read.
     spare: Option<LinuxChunk>,
     /// Comes back with every send.
-    header: Option<Vec<u8>>,
+    /// What is sent, but for the body: a header.
+    parts: Option<SendParts<D::Platform>>,
 }
 
 impl<D: Driver<Platform: LinuxPlatform>> Shard<D> {
@@ -95,8 +96,8 @@ impl<D: Driver<Platform: LinuxPlatform>> Shard<D> {
             len: 4096,
             cached: false,
         }));
-        let header = SendPart::Bytes(self.header.take().expect("the last send gave it back"));
-        let parts = [header, SendPart::Lease(self.body.lease(0..1000))].into_iter().collect();
+        let mut parts = self.parts.take().expect("the last send gave it back");
+        parts.push(SendPart::Lease(self.body.lease(0..1000)));
         self.ops.net.push(NetOp::Send(Send { conn, parts, skip: 0, more: false, how: SendHow::Copy }));
         let mut outstanding = 4;
         while outstanding > 0 {
@@ -109,8 +110,8 @@ impl<D: Driver<Platform: LinuxPlatform>> Shard<D> {
                     Event::Received { bytes, .. } => assert_eq!(bytes.expect("bytes").as_ref(), b"request!"),
                     Event::Sent { result, mut send } => {
                         assert_eq!(result, Ok(1008));
-                        let Some(SendPart::Bytes(bytes)) = send.parts.pop_at(0) else { panic!("a header") };
-                        self.header = Some(bytes);
+                        send.parts.truncate(1);
+                        self.parts = Some(send.parts);
                     }
                     _ => panic!("nothing else happens"),
                 }
@@ -166,6 +167,8 @@ fn no_allocation_after_warm_up<D: Driver<Platform: LinuxPlatform>>(driver: D, ad
     let mut arena = LinuxArena::with_slabs(1).expect("64 MiB of memory");
     let mut body = arena.take(ByteCount::kib(64)).expect("a chunk");
     body.freeze(8192);
+    let mut parts = SendParts::default();
+    parts.push(SendPart::Bytes(b"header: ".to_vec()));
     let mut shard = Shard {
         driver,
         ops: Ops::with_capacity(8),
@@ -173,7 +176,7 @@ fn no_allocation_after_warm_up<D: Driver<Platform: LinuxPlatform>>(driver: D, ad
         file,
         body,
         spare: arena.take(ByteCount::kib(64)),
-        header: Some(b"header: ".to_vec()),
+        parts: Some(parts),
     };
     let mut client = TcpStream::connect(address).expect("the listener listens");
     let conn = loop {

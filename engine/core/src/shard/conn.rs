@@ -5,10 +5,8 @@
 
 use std::collections::VecDeque;
 
-use arrayvec::ArrayVec;
-
 use crate::fetch::transfer::FetchId;
-use crate::ops::{ConnId, SEND_PARTS_MAX, Send, SendHow, SendPart};
+use crate::ops::{ConnId, Send, SendHow, SendPart, SendParts};
 use crate::platform::Platform;
 use crate::types::Nanos;
 
@@ -53,8 +51,12 @@ pub(crate) struct Conn<P: Platform, C> {
     pub(crate) responses: VecDeque<Response>,
     /// The sequence number of the first response.
     pub(crate) first_sequence: u64,
-    outgoing: ArrayVec<SendPart<P>, SEND_PARTS_MAX>,
+    /// What is staged; `None` while a send has it.
+    outgoing: Option<SendParts<P>>,
+    /// Bytes of its first piece that have left.
     skip: usize,
+    /// Bytes of it that have not.
+    staged_len: usize,
     /// How the leases among the staged parts are sent; all the same way.
     how: SendHow,
     /// Whether sending without a copy may pay: the peer is remote, and the kernel has not copied all the same.
@@ -85,8 +87,9 @@ impl<P: Platform, C: Default> Conn<P, C> {
             paused: false,
             responses: VecDeque::new(),
             first_sequence: 0,
-            outgoing: ArrayVec::new(),
+            outgoing: Some(SendParts::default()),
             skip: 0,
+            staged_len: 0,
             how: SendHow::Copy,
             zero_copy: remote,
             pipe: Pipe::Holds(0),
@@ -120,6 +123,11 @@ impl<P: Platform, C> Conn<P, C> {
         self.responses.is_empty() && (self.ending || (self.peer_ended && !self.paused))
     }
 
+    /// Whether a send that has ended leaves something to do: to send, to answer, or to close.
+    pub(crate) fn has_more(&self) -> bool {
+        self.staged_len > 0 || !self.responses.is_empty() || self.is_done()
+    }
+
     /// The sequence number that the next response gets.
     pub(crate) fn next_sequence(&self) -> u64 {
         self.first_sequence + self.responses.len() as u64
@@ -141,17 +149,24 @@ impl<P: Platform, C> Conn<P, C> {
 
     /// Whether another piece can be staged for the next send.
     pub(crate) fn has_room(&self) -> bool {
-        !self.outgoing.is_full()
+        self.outgoing.as_ref().is_some_and(|parts| !parts.is_full())
     }
 
+    /// Adds a piece to the next send, for which there is room.
     pub(crate) fn stage(&mut self, part: SendPart<P>) {
-        debug_assert!(!part.as_ref().is_empty());
-        self.outgoing.push(part);
+        let Some(parts) = &mut self.outgoing else {
+            debug_assert!(false, "a piece is staged while a send is under way");
+            return;
+        };
+        let len = part.as_ref().len();
+        debug_assert!(len > 0);
+        self.staged_len += len;
+        parts.push(part);
     }
 
     /// Whether a lease that is to be sent this way can join what is staged.
     pub(crate) fn goes_with(&mut self, how: SendHow) -> bool {
-        if self.outgoing.iter().all(|part| matches!(part, SendPart::Bytes(_))) {
+        if !self.has_leases() {
             self.how = how;
         }
         self.how == how
@@ -159,44 +174,49 @@ impl<P: Platform, C> Conn<P, C> {
 
     /// Whether leases are staged that go by reference.
     pub(crate) fn refers(&self) -> bool {
-        self.how == SendHow::Reference && self.outgoing.iter().any(|part| matches!(part, SendPart::Lease(_)))
+        self.how == SendHow::Reference && self.has_leases()
+    }
+
+    fn has_leases(&self) -> bool {
+        self.outgoing.iter().flat_map(|parts| parts.iter()).any(|part| matches!(part, SendPart::Lease(_)))
     }
 
     /// Bytes staged.
     pub(crate) fn staged_len(&self) -> usize {
-        let len: usize = self.outgoing.iter().map(|part| part.as_ref().len()).sum();
-        len - self.skip
+        self.staged_len
     }
 
     /// What is staged, as an operation.
     pub(crate) fn take_staged(&mut self, more: bool) -> Option<Send<P>> {
-        if self.outgoing.is_empty() {
-            return None;
-        }
+        let parts = self.outgoing.take_if(|parts| !parts.is_empty())?;
         self.sending = true;
-        let parts = std::mem::take(&mut self.outgoing);
+        self.staged_len = 0;
         Some(Send { conn: self.id, parts, skip: std::mem::take(&mut self.skip), more, how: self.how })
     }
 
     /// A send took `len` bytes: what is left is staged again. Nothing was staged while it was under way.
-    pub(crate) fn restage(&mut self, mut send: Send<P>, len: usize) {
-        self.how = send.how;
-        let mut sent = send.skip + len;
-        for part in send.parts.drain(..) {
+    pub(crate) fn restage(&mut self, send: Send<P>, len: usize) {
+        let Send { mut parts, skip, how, .. } = send;
+        let mut sent = skip + len;
+        let mut gone = 0;
+        for part in parts.iter() {
             let part_len = part.as_ref().len();
             // Once a part is left over, so is everything behind it, however short.
-            if self.outgoing.is_empty() && sent >= part_len {
-                sent -= part_len;
-                self.release(part);
-            } else {
-                self.outgoing.push(part);
+            if sent < part_len {
+                break;
             }
+            sent -= part_len;
+            gone += 1;
         }
+        parts.drain(..gone).for_each(|part| self.release(part));
+        self.how = how;
         self.skip = sent;
+        self.staged_len = parts.iter().map(|part| part.as_ref().len()).sum::<usize>() - sent;
+        self.outgoing = Some(parts);
     }
 
     /// Lets go of a part's memory.
-    pub(crate) fn release(&mut self, part: SendPart<P>) {
+    fn release(&mut self, part: SendPart<P>) {
         if let SendPart::Bytes(buffer) = part {
             self.recycle(buffer);
         }

@@ -169,7 +169,7 @@ where
 
 /// A send of these pieces.
 pub(crate) fn send_of<P: Platform, const N: usize>(conn: ConnId, parts: [SendPart<P>; N]) -> Send<P> {
-    Send { conn, parts: parts.into_iter().collect(), skip: 0, more: false, how: SendHow::Copy }
+    Send { conn, parts: Box::new(parts.into_iter().collect()), skip: 0, more: false, how: SendHow::Copy }
 }
 
 /// One slab's arena.

@@ -167,7 +167,7 @@ fn rest_of(
             SendPart::Bytes(bytes) => Some(SendPart::Bytes(bytes[skip..].to_vec())),
         }
     });
-    let parts = parts.collect();
+    let parts = Box::new(parts.collect());
     (send.parts, send.skip) = (parts, 0);
     send
 }
