@@ -87,6 +87,7 @@ impl<P: Platform, C> Core<P, C> {
             Err(_) => self.close(id, ops),
         }
         self.check_held(id, ops);
+        self.send_at_once(id, service, now, ops);
     }
 
     /// Handles what is held back of a connection, as far as it goes.
@@ -227,10 +228,13 @@ impl<P: Platform, C> Core<P, C> {
         now: Now,
         ops: &mut Ops<P>,
     ) {
+        if !self.conn_mut(id).is_some_and(|conn| conn.paused) {
+            return;
+        }
         let pipeline_max = self.limits.pipeline_max as usize;
         let may_take = self.may_take(id);
         let Some(conn) = self.conn_mut(id) else { return };
-        if conn.paused && may_take && conn.responses.len() <= pipeline_max / 2 {
+        if may_take && conn.responses.len() <= pipeline_max / 2 {
             conn.paused = false;
             ops.net.push(NetOp::Receive(id));
             self.handle_held(id, service, now, ops);

@@ -28,7 +28,7 @@ use crate::error::PartitionError;
 use crate::fetch::ModeSet;
 use crate::fetch::memo::Memo;
 use crate::fetch::transfer::{FetchId, Fetches};
-use crate::limits::ShardLimits;
+use crate::limits::{ShardLimits, TURN_SEND_BYTES};
 use crate::log::partition::{AckOutcome, Partition};
 use crate::memory::Memory;
 use crate::message::{PartitionId, Reply, ShardId, Ticket};
@@ -114,6 +114,8 @@ pub(crate) struct Core<P: Platform, C> {
     modes: ModeSet,
     conns: Vec<Option<Box<Conn<P, C>>>>,
     sendable: VecDeque<ConnId>,
+    /// Bytes that may still be sent in this turn.
+    turn_bytes_left: usize,
     /// Connections whose `sendfile` waits for a segment's file.
     waiting_for_file: Vec<ConnId>,
     /// Something waits for memory or for space.
@@ -162,6 +164,7 @@ impl<P: Platform, S: Service> Shard<P, S> {
             modes: P::MODES,
             conns,
             sendable: VecDeque::with_capacity(limits.connections_max as usize),
+            turn_bytes_left: TURN_SEND_BYTES.as_usize(),
             waiting_for_file: Vec::new(),
             patience: false,
             memory_short: false,

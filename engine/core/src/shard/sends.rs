@@ -65,23 +65,49 @@ impl<P: Platform, C> Core<P, C> {
         now: Now,
         ops: &mut Ops<P>,
     ) {
-        let mut budget = TURN_SEND_BYTES.as_usize();
         for _ in 0..self.sendable.len() {
-            if budget == 0 {
-                return;
+            if self.turn_bytes_left == 0 {
+                break;
             }
-            let Some(id) = self.sendable.pop_front() else { return };
-            let Some(conn) = self.conn_mut(id) else { continue };
-            conn.queued = false;
-            if !conn.sending {
-                let sent = self.send_some(id, ops);
-                budget = budget.saturating_sub(sent);
-                if let Some(conn) = self.conn_mut(id) {
-                    conn.sending_since = now.mono;
-                }
-            }
-            self.resume(id, service, now, ops);
+            let Some(id) = self.sendable.pop_front() else { break };
+            self.send_in_turn(id, service, now, ops);
         }
+        self.turn_bytes_left = TURN_SEND_BYTES.as_usize();
+    }
+
+    /// Sends for a connection that has just asked for something, if it is nobody else's turn: its state is still in
+    /// the processor's nearest cache.
+    pub(super) fn send_at_once<S: Service<Connection = C>>(
+        &mut self,
+        id: ConnId,
+        service: &mut S,
+        now: Now,
+        ops: &mut Ops<P>,
+    ) {
+        let alone = self.sendable.len() == 1 && self.sendable.front() == Some(&id);
+        if alone && self.turn_bytes_left > 0 {
+            self.sendable.clear();
+            self.send_in_turn(id, service, now, ops);
+        }
+    }
+
+    fn send_in_turn<S: Service<Connection = C>>(
+        &mut self,
+        id: ConnId,
+        service: &mut S,
+        now: Now,
+        ops: &mut Ops<P>,
+    ) {
+        let Some(conn) = self.conn_mut(id) else { return };
+        conn.queued = false;
+        if !conn.sending {
+            let sent = self.send_some(id, ops);
+            self.turn_bytes_left = self.turn_bytes_left.saturating_sub(sent);
+            if let Some(conn) = self.conn_mut(id) {
+                conn.sending_since = now.mono;
+            }
+        }
+        self.resume(id, service, now, ops);
     }
 
     /// Pushes the next send of a connection; returns its length.
@@ -313,9 +339,11 @@ impl<P: Platform, C> Core<P, C> {
         conn.sending = false;
         match result {
             Ok(len) => conn.restage(send, len),
-            Err(_) => self.close(id, ops),
+            Err(_) => return self.close(id, ops),
         }
-        self.queue_conn(id);
+        if conn.has_more() {
+            self.queue_conn(id);
+        }
         self.resume(id, service, now, ops);
     }
 
