@@ -208,22 +208,22 @@ impl<P: Platform> Fetches<P> {
             fetch.state = FetchState::Cancelled;
             return;
         }
-        let cancelled = match std::mem::replace(&mut fetch.state, FetchState::Free) {
-            FetchState::Asked { owner } => Some((owner, id.into(), None)),
+        let cancelled = match &fetch.state {
+            FetchState::Asked { owner } => Some((*owner, id.into(), None)),
             FetchState::Foreign(Foreign {
                 owner,
                 source: Source::Memory { plan: Some(plan), .. },
                 left,
                 ..
-            }) if left > ByteCount::ZERO => Some((owner, id.into(), Some(plan))),
+            }) if *left > ByteCount::ZERO => Some((*owner, id.into(), Some(*plan))),
             FetchState::Foreign(Foreign { owner, source: Source::File { plan: Some(plan), .. }, .. }) => {
-                Some((owner, id.into(), Some(plan)))
+                Some((*owner, id.into(), Some(*plan)))
             }
             _ => None,
         };
-        self.cancelled.extend(cancelled);
-        let fetch = &mut self.slots[id.index as usize];
+        fetch.state = FetchState::Free;
         fetch.generation = fetch.generation.wrapping_add(1);
+        self.cancelled.extend(cancelled);
         self.free.push(id.index);
     }
 
