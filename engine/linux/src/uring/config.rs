@@ -8,6 +8,7 @@ use rohrpost_engine_core::types::ByteCount;
 use super::disk_ops::DiskTable;
 use super::net_ops::ConnTable;
 use super::probe::ProbeReport;
+use super::recv::RecvPool;
 use super::ring::RingSizes;
 use crate::pipe::{PIPE_LEN, PIPES_MAX};
 
@@ -56,7 +57,7 @@ impl UringConfig {
     pub fn bill(&self) -> [(&'static str, ByteCount); 4] {
         let sizes = ring_sizes(self);
         let queues = u64::from(sizes.submissions) * 68 + u64::from(sizes.completions) * 16;
-        let buffers = self.recv_buf_len * usize::from(self.recv_buf_count);
+        let buffers = RecvPool::memory_len(self.recv_buf_count, self.recv_buf_len);
         let tables = ConnTable::slot_len() * self.limits.connections_max as usize
             + DiskTable::write_slot_len() * self.limits.commits_in_flight_max as usize;
         [

@@ -350,6 +350,7 @@ impl ConnTable {
                 conn.recv = RecvState::Starved;
                 self.starved.push_back(conn.id);
                 self.starved_count += 1;
+                self.pool.hand_over_more();
                 return Ok(());
             }
             Err(Errno::CANCELED | Errno::AGAIN | Errno(libc::EINTR | libc::ENOBUFS)) => {}

@@ -2,6 +2,9 @@
 //!
 //! Owns their memory. Always holds: a buffer is either with the kernel or in the free list, or lent as
 //! one [`RecvBuf`], never both. With a buffer ring the kernel picks; without, the driver does.
+//!
+//! The kernel takes buffers in the order in which they came back, so it goes round all that it has. It gets few at
+//! first, which stay in the processor's caches, and more whenever a receive has found none.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -19,19 +22,28 @@ use crate::memory::AlignedBuffer;
 /// Number of the one buffer group a ring has.
 pub(crate) const BUFFER_GROUP: u16 = 0;
 
+/// Buffers that the kernel gets at first.
+const HANDED_AT_FIRST: u16 = 64;
+
+/// Distance between buffers beyond their length: their first lines, which small requests fill, fall into different
+/// sets of the processor's caches.
+const SKEW: usize = 64;
+
 const ENTRY_LEN: usize = std::mem::size_of::<BufRingEntry>();
 
 struct Shared {
     memory: AlignedBuffer,
     buffer_len: usize,
     buffer_count: u16,
+    /// Buffers in use: all of them, or those that the kernel has been handed.
+    handed: Cell<u16>,
     /// Buffers lent out as [`RecvBuf`].
     lent: Cell<u16>,
     /// The ring the kernel takes buffers from; `None` until registered.
     entries: RefCell<Option<AlignedBuffer>>,
     /// Next entry to fill, modulo 2^16 as the kernel counts.
     tail: Cell<u16>,
-    /// Buffers at the driver's own disposal when there is no ring of them.
+    /// Buffers at the driver's own disposal: all when there is no ring of them, else those not handed over yet.
     free: RefCell<Vec<u16>>,
 }
 
@@ -52,11 +64,12 @@ impl RecvPool {
     /// `count` buffers (a power of two up to 32,768) of `len` bytes, owned by the driver.
     pub(crate) fn new(count: u16, len: usize) -> io::Result<Self> {
         assert!(count.is_power_of_two(), "the kernel's buffer rings have a power of two of entries");
-        let memory = AlignedBuffer::new(usize::from(count) * len)?;
+        let memory = AlignedBuffer::new(Self::memory_len(count, len))?;
         let shared = Shared {
             memory,
             buffer_len: len,
             buffer_count: count,
+            handed: Cell::new(count),
             lent: Cell::new(0),
             entries: RefCell::new(None),
             tail: Cell::new(0),
@@ -65,7 +78,12 @@ impl RecvPool {
         Ok(Self { shared: Rc::new(shared) })
     }
 
-    /// Hands all buffers to the kernel, as a ring of provided buffers.
+    /// Bytes of memory that so many buffers of that length take.
+    pub(crate) const fn memory_len(count: u16, len: usize) -> usize {
+        count as usize * (len + SKEW)
+    }
+
+    /// Hands buffers to the kernel, as a ring of provided buffers.
     pub(crate) fn register(&self, ring: &mut Ring) -> Result<(), Errno> {
         let shared = &*self.shared;
         let len = usize::from(shared.buffer_count) * ENTRY_LEN;
@@ -74,11 +92,14 @@ impl RecvPool {
         // closes its ring before it drops the pool's last clone of its own.
         unsafe { ring.register_buf_ring(entries.start(), shared.buffer_count, BUFFER_GROUP) }?;
         *shared.entries.borrow_mut() = Some(entries);
-        let free = std::mem::take(&mut *shared.free.borrow_mut());
-        for index in free {
-            shared.give_back(index);
-        }
+        shared.handed.set(0);
+        shared.hand_over(HANDED_AT_FIRST);
         Ok(())
+    }
+
+    /// Hands the kernel as many buffers again as it has, as far as there are any; a receive has found none.
+    pub(crate) fn hand_over_more(&self) {
+        self.shared.hand_over(self.shared.handed.get());
     }
 
     /// Length of each buffer.
@@ -86,9 +107,9 @@ impl RecvPool {
         self.shared.buffer_len
     }
 
-    /// Buffers that are not lent.
+    /// Buffers in use that are not lent.
     pub(crate) fn free_count(&self) -> usize {
-        usize::from(self.shared.buffer_count - self.shared.lent.get())
+        usize::from(self.shared.handed.get() - self.shared.lent.get())
     }
 
     /// What the kernel wrote into a buffer it picked.
@@ -115,8 +136,16 @@ impl RecvPool {
 }
 
 impl Shared {
+    fn hand_over(&self, count: u16) {
+        for _ in 0..count.min(self.buffer_count - self.handed.get()) {
+            let Some(index) = self.free.borrow_mut().pop() else { return };
+            self.handed.set(self.handed.get() + 1);
+            self.give_back(index);
+        }
+    }
+
     fn address(&self, index: u16) -> NonNull<u8> {
-        let offset = usize::from(index) * self.buffer_len;
+        let offset = usize::from(index) * (self.buffer_len + SKEW);
         assert!(offset + self.buffer_len <= self.memory.byte_count().as_usize());
         // SAFETY: [U25] the offset lies inside the mapping, checked above.
         unsafe { self.memory.start().add(offset) }
