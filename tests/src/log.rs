@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use rohrpost_engine::format::batch::BatchHeader;
+use rohrpost_engine::format::batch::{BatchHeader, HEADER_LEN};
 use rohrpost_engine::format::build::BatchBuilder;
 use rohrpost_engine::format::walk::{BatchWalk, Check};
 use rohrpost_engine::{
@@ -61,6 +61,19 @@ pub fn batch(number: u64, records: usize, len: usize) -> Bytes {
         builder.record(Timestamp::new(1_700_000_000_000 + record as i64), Some(&key), Some(&value));
     }
     builder.build().into()
+}
+
+/// The number that [`batch`] was given: the key of the first record.
+///
+/// # Panics
+/// If the bytes are too short to be such a batch.
+pub fn number_of(bytes: &[u8]) -> u64 {
+    let mut at = HEADER_LEN;
+    while bytes[at] & 0x80 != 0 {
+        at += 1; // the record's length, a varint
+    }
+    at += 1 + 4; // and, one byte each: attributes, both deltas, the key's length
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }
 
 /// A batch as a reader gets it.

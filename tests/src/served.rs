@@ -89,6 +89,12 @@ impl Log {
         self.partition.clone().unwrap()
     }
 
+    /// One more partition of the same engine.
+    pub fn open(&self, name: &str, config: LogConfig) -> Partition {
+        let engine = self.engine.as_ref().unwrap();
+        engine.handle().open_partition_blocking(&name.parse().unwrap(), config).unwrap()
+    }
+
     /// The partition's directory.
     pub fn dir(&self) -> PathBuf {
         self.dir.path().join("t-0")

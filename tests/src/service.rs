@@ -280,6 +280,24 @@ impl Client {
         self.socket.read_exact(&mut told.body)
     }
 
+    /// What comes of the next answer's body until it is whole or the connection ends, and how long it was to be.
+    pub fn body_or_end(&mut self) -> (Vec<u8>, usize) {
+        let mut header = [0; ANSWER_LEN];
+        if self.socket.read_exact(&mut header).is_err() {
+            return (Vec::new(), 0);
+        }
+        let len = number(&header, 4..8) as usize;
+        let (mut body, mut filled) = (vec![0; len], 0);
+        while filled < len {
+            match self.socket.read(&mut body[filled..]) {
+                Ok(0) | Err(_) => break,
+                Ok(count) => filled += count,
+            }
+        }
+        body.truncate(filled);
+        (body, len)
+    }
+
     /// The next answer.
     ///
     /// # Panics

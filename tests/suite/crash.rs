@@ -9,10 +9,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{ChildStdout, Stdio};
 
-use rohrpost_engine::format::batch::HEADER_LEN;
 use rohrpost_engine::{DriverChoice, Durability, Engine, LogConfig, Offset, Partition, WriteMode};
 use rohrpost_tests::host;
-use rohrpost_tests::log::{DRIVERS, batch, config, options, read_all};
+use rohrpost_tests::log::{DRIVERS, batch, config, number_of, options, read_all};
 
 const CYCLES: u64 = 20;
 /// On a slow machine: still every partition gets more than a hundred batches.
@@ -31,16 +30,6 @@ fn sent(number: u64) -> bytes::Bytes {
     let len =
         [10, 700, 4_000, 17_000, 90_000, 300_000][(number.wrapping_mul(2_654_435_761) >> 16) as usize % 6];
     batch(number, 1 + number as usize % 4, len + number as usize % 97)
-}
-
-/// The number of a batch: the key of its first record.
-fn number_of(bytes: &[u8]) -> u64 {
-    let mut at = HEADER_LEN;
-    while bytes[at] & 0x80 != 0 {
-        at += 1; // the record's length, a varint
-    }
-    at += 1 + 4; // and, one byte each: attributes, both deltas, the key's length
-    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
 }
 
 fn configs() -> [LogConfig; PARTITIONS] {

@@ -3,10 +3,11 @@
 use std::fs;
 use std::path::Path;
 
+use crate::dump;
 use rohrpost_engine::format::checkpoint::parse_offsets;
 use rohrpost_engine::format::walk::{Seek, seek};
 use rohrpost_engine::{DriverChoice, LogConfig, Offset, Position};
-use rohrpost_tests::{dump, engine, golden, writer};
+use rohrpost_tests::{engine, golden, writer};
 
 /// The golden records are of 2023: no retention by time.
 fn keep() -> LogConfig {

@@ -2,11 +2,15 @@
 //! right bytes, or an error that says so.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rohrpost_engine::{ByteCount, Durability, LogConfig, Offset, WriteMode};
 use rohrpost_tests::log::{DRIVERS, batch, config};
 use rohrpost_tests::served::{Log, modes};
-use rohrpost_tests::service::{Fetch, OK, OUT_OF_RANGE, REFUSED};
+use rohrpost_tests::service::{Client, Fetch, OK, OUT_OF_RANGE, REFUSED};
+
+/// A hang is a failure, not a test run without end.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Segments roll, the log's start moves, at last everything is deleted, while readers read: they get the
 /// right bytes or an error that says so.
@@ -69,6 +73,57 @@ fn readers_meet_rolls_deletions_and_the_end() {
         assert!(!log.dir().exists());
         drop(partition);
         Arc::into_inner(log).unwrap().stop();
+    }
+}
+
+/// Readers have asked for more than their connections hold, each for a segment of its own in a mode of its own, and read
+/// nothing. All of it is unlinked, by the log's start or with its partition, and other bytes take the memory and the
+/// blocks. Then they read: what they asked for, or the beginning of it and the end of the connection; never other bytes.
+#[test]
+fn slow_readers_of_unlinked_segments_get_their_bytes_or_the_end() {
+    for driver in DRIVERS {
+        for delete in [false, true] {
+            let small = LogConfig { segment_len_max: ByteCount::mib(1), ..config() };
+            let mut log = Log::with(driver, small.clone(), 130, 100_000);
+            let partition = log.partition();
+            let mut clients = Vec::new();
+            for (index, mode) in modes(driver).into_iter().enumerate() {
+                let offset = Offset::new(20 * index as i64);
+                let mut client = Client::with_buffer(log.address(), Some(16 << 10));
+                client.send_fetch(partition.id(), Fetch { mode, ..Fetch::new(offset, 900_000) });
+                client.socket().peek(&mut [0]).unwrap(); // its answer has begun
+                clients.push((client, offset, mode));
+            }
+            let gone = log.dir().join("00000000000000000000.log");
+            assert!(gone.exists());
+            if delete {
+                partition.delete().wait().unwrap();
+            } else {
+                partition.delete_records(Offset::new(-1)).wait().unwrap();
+            }
+            let start = Instant::now();
+            while gone.exists() {
+                assert!(start.elapsed() < PATIENCE, "{driver:?}: it is never unlinked");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            let other = log.open("other-0", small);
+            let pending: Vec<_> = (0..130).map(|n| other.append(batch(1_000 + n, 2, 100_000))).collect();
+            pending.into_iter().for_each(|pending| drop(pending.wait().unwrap()));
+            let mut whole = 0;
+            for (client, offset, mode) in &mut clients {
+                let (body, len) = client.body_or_end();
+                let story = format!("{driver:?} {mode:?} deleted: {delete}, {} of {len}", body.len());
+                let next = if body.len() > 101_000 { log.check(&body, *offset) } else { *offset };
+                let range = offset.get() as usize / 2..next.get() as usize / 2;
+                let checked: usize = log.sent[range.clone()].iter().map(|sent| sent.len()).sum();
+                // Behind the last whole batch there may be the beginning of one more.
+                assert!(body.len() - checked < log.sent[range.end].len(), "{story}: {checked} are right");
+                whole += usize::from(body.len() == len);
+            }
+            assert!(whole > 0 || delete, "{driver:?}: a deleted range is served to its end");
+            drop((partition, other, clients));
+            log.stop();
+        }
     }
 }
 

@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::Path;
 
+use crate::dump;
 use rohrpost_engine::{DriverChoice, Engine};
-use rohrpost_tests::{dump, engine, golden, kafka, writer};
+use rohrpost_tests::{engine, golden, kafka, writer};
 
 /// Directories that no version of our code has seen before: `inspect` says of every entry what Kafka says.
 #[test]

@@ -7,6 +7,7 @@ mod bad_peer;
 mod bad_segment;
 mod bad_space;
 mod crash;
+mod dump;
 mod engine_files;
 mod fetch;
 mod fetch_changes;

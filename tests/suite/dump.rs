@@ -6,13 +6,13 @@ use std::path::Path;
 use rohrpost_bench::inspect::{self, Options, Report};
 
 /// Lines by file name.
-pub type Dump = BTreeMap<String, Vec<String>>;
+pub(crate) type Dump = BTreeMap<String, Vec<String>>;
 
 /// What `inspect` prints for each file below `path`, and its report.
 ///
 /// # Panics
 /// If it cannot read `path`.
-pub fn ours(path: &Path) -> (Dump, Report) {
+pub(crate) fn ours(path: &Path) -> (Dump, Report) {
     let mut out = Vec::new();
     let options = Options { batches: true, json: false };
     let report = inspect::run(path, options, &mut out).unwrap_or_else(|e| panic!("{e}"));
@@ -24,14 +24,14 @@ pub fn ours(path: &Path) -> (Dump, Report) {
 ///
 /// # Panics
 /// If it cannot read `path`.
-pub fn report(path: &Path) -> Report {
+pub(crate) fn report(path: &Path) -> Report {
     let result = inspect::run(path, Options::default(), &mut std::io::sink());
     result.unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
 /// Splits a dump at its `== NAME` headings and keeps the lines that speak of the files' content. A file that
 /// DumpLogSegments gave up before its first entry is left out: it has said nothing.
-pub fn sections(text: &str) -> Dump {
+pub(crate) fn sections(text: &str) -> Dump {
     const CONTENT: [&str; 5] = ["baseOffset: ", "offset: ", "timestamp: ", "version: ", "producerId: "];
     let mut dump = Dump::new();
     let mut name = "";
@@ -58,7 +58,7 @@ fn is_zero_entry(line: &str) -> bool {
 ///
 /// # Panics
 /// At the first difference.
-pub fn assert_equal(ours: &Dump, theirs: &Dump) {
+pub(crate) fn assert_equal(ours: &Dump, theirs: &Dump) {
     for (file, theirs) in theirs {
         let ours = ours.get(file).unwrap_or_else(|| panic!("inspect does not mention {file}"));
         for (number, (ours, theirs)) in ours.iter().zip(theirs).enumerate() {

@@ -1,0 +1,152 @@
+//! One life of the load generator, seen from the process that survives it.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use crate::ledger::Ledger;
+use crate::load::Plant;
+use crate::report::Line;
+
+/// A hang is a violation, not a run without end.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Who says nothing for so long is waiting for the disk.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// How a load generator is started.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Load {
+    pub(crate) root: PathBuf,
+    pub(crate) poll: bool,
+    pub(crate) first: u64,
+    pub(crate) batches: Option<u64>,
+    pub(crate) write_log: Option<PathBuf>,
+    pub(crate) plant: Option<Plant>,
+}
+
+/// A running load generator. Killed when dropped.
+#[derive(Debug)]
+pub(crate) struct Life {
+    child: Child,
+    lines: Receiver<Line>,
+    /// Everything it has said so far.
+    pub(crate) said: Vec<Line>,
+    /// What it said from here on, a machine without power would not have said.
+    cut_at: Option<usize>,
+}
+
+impl Life {
+    pub(crate) fn start(load: &Load) -> Result<Self, String> {
+        let program = std::env::current_exe().map_err(|error| error.to_string())?;
+        let mut command = Command::new(program);
+        command.arg("load").arg("--root").arg(&load.root).args(["--first", &load.first.to_string()]);
+        if load.poll {
+            command.arg("--poll");
+        }
+        if let Some(batches) = load.batches {
+            command.args(["--batches", &batches.to_string()]);
+        }
+        if let Some(log) = &load.write_log {
+            command.arg("--write-log").arg(log);
+        }
+        if let Some(plant) = load.plant {
+            let value = clap::ValueEnum::to_possible_value(&plant).expect("no plant is hidden");
+            command.args(["--plant", value.get_name()]);
+        }
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+        let mut child = child.map_err(|error| format!("the load generator: {error}"))?;
+        let out = BufReader::new(child.stdout.take().expect("a pipe was asked for"));
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in out.split(b'\n').map_while(Result::ok) {
+                let Ok(line) = String::from_utf8_lossy(&line).parse() else { continue };
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Self { child, lines, said: Vec::new(), cut_at: None })
+    }
+
+    /// Takes lines until one satisfies `wanted`, or the life ends: then `false`.
+    pub(crate) fn until(&mut self, mut wanted: impl FnMut(&Line) -> bool) -> Result<bool, String> {
+        let start = Instant::now();
+        loop {
+            match self.lines.recv_timeout(PATIENCE.saturating_sub(start.elapsed())) {
+                Ok(line) => {
+                    let found = wanted(&line);
+                    self.said.push(line);
+                    if found {
+                        return Ok(true);
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => return Ok(false),
+                Err(RecvTimeoutError::Timeout) => return Err(format!("silent for {PATIENCE:?}")),
+            }
+        }
+    }
+
+    /// Takes lines until there are none for a while, or there is a complaint.
+    pub(crate) fn until_quiet(&mut self) {
+        while self.complaint().is_none() {
+            let Ok(line) = self.lines.recv_timeout(QUIET) else { return };
+            self.said.push(line);
+        }
+    }
+
+    /// The power fails now: what it has not said yet, it has not said.
+    pub(crate) fn mark_cut(&mut self) {
+        self.said.extend(self.lines.try_iter());
+        self.cut_at = Some(self.said.len());
+    }
+
+    /// As [`Life::until`] its end, after which there are no more lines.
+    pub(crate) fn kill(&mut self) -> Result<(), String> {
+        self.child.kill().map_err(|error| error.to_string())?;
+        self.child.wait().map_err(|error| error.to_string())?;
+        self.until(|_| false).map(drop)
+    }
+
+    /// Whether everything in the log had been reported.
+    pub(crate) fn was_ready(&self) -> bool {
+        self.said.contains(&Line::Ready)
+    }
+
+    /// What it complained of first, if it did.
+    pub(crate) fn complaint(&self) -> Option<String> {
+        self.said.iter().find_map(|line| match line {
+            Line::Failed { why } => Some(why.clone()),
+            Line::Refused { partition, why, .. } => Some(format!("append to partition {partition}: {why}")),
+            _ => None,
+        })
+    }
+
+    /// Tells the ledger everything, in order; the lines of its start make a look that is to be settled between.
+    pub(crate) fn tell(
+        &self,
+        ledger: &mut Ledger,
+        settle: impl FnOnce(&mut Ledger) -> Result<(), String>,
+    ) -> Result<(), String> {
+        let ready = self.said.iter().position(|line| *line == Line::Ready);
+        let Some(ready) = ready else { return Ok(()) };
+        self.said[..ready].iter().for_each(|line| ledger.push(line));
+        settle(ledger)?;
+        let promised = |line: &&Line| !matches!(line, Line::Ack { .. } | Line::Trimmed { .. });
+        let cut = self.cut_at.unwrap_or(self.said.len()).max(ready);
+        self.said[ready..cut].iter().for_each(|line| ledger.push(line));
+        // A sync that meets the shutdown may succeed in vain (SAFETY.md). What was sent may be there all the same.
+        self.said[cut..].iter().filter(promised).for_each(|line| ledger.push(line));
+        Ok(())
+    }
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        // After a failure; else it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
