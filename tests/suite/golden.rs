@@ -3,13 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::dump;
 use rohrpost_bench::inspect::{Finding, Options, Report, Severity, Tail, What};
 use rohrpost_engine_core::format::batch::HEADER_LEN;
 use rohrpost_engine_core::format::checkpoint::parse_partition_metadata;
 use rohrpost_engine_core::format::side_file::{SIDE_INTERVAL_DEFAULT, SegmentIdentity, SideFileBuilder};
 use rohrpost_engine_core::format::walk::{BatchWalk, Check};
 use rohrpost_engine_core::types::{Offset, Position};
-use rohrpost_tests::{dump, golden};
+use rohrpost_tests::golden;
 
 #[test]
 fn every_entry_is_what_dump_log_segments_says() {
