@@ -4,7 +4,9 @@
 //! position range that is aligned to its own length, so that a granule of [`CHUNK_LEN_MIN`] is in at
 //! most one chunk (I7). Scan-resistant: what a reader brought from the disk waits in a short
 //! queue and leaves it unless a second reader asks for it; what was written lately, or read twice, is
-//! in the main queue. Several readers of one cold range wait for one read.
+//! in the main queue. Both are given up in order of age, as the arena lays them out, so that whole pages empty at a
+//! time; only what is asked for far more often than its likes stays. Several readers of one cold range wait for one
+//! read.
 //!
 //! Units: positions in a segment file. Does not read, does not allocate after construction.
 
@@ -22,6 +24,13 @@ pub(crate) const NONE: u32 = u32::MAX;
 
 /// Share of the arena that once-read chunks may fill before they are evicted first.
 const PROBATION_SHARE: u64 = 4;
+
+/// How many times as often as others of its age a chunk was asked for that stays when its time has come. Readers that
+/// go through the log one behind the other ask for all chunks alike, and are done with those that are old.
+const WANTED_SHARE: u64 = 4;
+
+/// Requests for a chunk that show nothing: one reader makes so many.
+const WANTED_COUNT_MIN: u32 = 4;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Queue {
@@ -41,12 +50,19 @@ struct Entry<L> {
     valid: (Position, Position),
     lease: Option<L>,
     queue: Queue,
-    hits: u8,
+    hits: u32,
     written: bool,
     generation: u32,
     previous: u32,
     next: u32,
     first_waiter: u32,
+}
+
+impl<L> Entry<L> {
+    /// Requests for each byte, times 2^32.
+    fn demand(&self) -> u64 {
+        (u64::from(self.hits) << 32) / self.len.get()
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -84,6 +100,8 @@ pub struct ReadCache<L> {
     granules: FxHashMap<(SegmentUid, u32), u32>,
     probation: Ends,
     main: Ends,
+    /// About what the least wanted of the oldest chunks are asked for; see [`Entry::demand`].
+    usual_demand: u64,
 }
 
 impl<L: Lease> ReadCache<L> {
@@ -98,6 +116,7 @@ impl<L: Lease> ReadCache<L> {
             granules: map,
             probation: EMPTY,
             main: EMPTY,
+            usual_demand: 0,
         }
     }
 
@@ -291,19 +310,32 @@ impl<L: Lease> ReadCache<L> {
     }
 
     fn oldest_of_main(&mut self) -> Option<u32> {
-        // Second chance: used since it was last looked at.
         loop {
             let index = self.main.oldest;
             if index == NONE {
                 return None;
             }
-            if self.entries[index as usize].hits == 0 {
+            let entry = &self.entries[index as usize];
+            let (hits, demand) = (entry.hits, entry.demand());
+            let stays = hits > WANTED_COUNT_MIN && demand > WANTED_SHARE * self.usual_demand;
+            let holds_up = entry.lease.as_ref().is_some_and(Lease::holds_up);
+            self.observe(demand, hits);
+            if !stays || holds_up {
                 return Some(index);
             }
             self.unlink(index);
             self.entries[index as usize].hits = 0;
             self.push(index, Queue::Main);
         }
+    }
+
+    /// Down quickly, up slowly: where most chunks are wanted and few are not, the few are the measure.
+    fn observe(&mut self, demand: u64, hits: u32) {
+        let usual = self.usual_demand;
+        self.usual_demand = match demand <= usual {
+            true => usual.midpoint(demand),
+            false => demand.min(usual + usual / 8 + demand / u64::from(hits.max(1))),
+        };
     }
 
     fn new_entry(&mut self, uid: SegmentUid, position: Position, len: ByteCount) -> u32 {

@@ -11,6 +11,9 @@ use crate::types::{ByteCount, Position};
 const UID: SegmentUid = SegmentUid(1);
 const GRANULES: u64 = 64;
 
+/// Tags from this one on lie beside memory that waits for them.
+const HOLDING_UP: u64 = 1_000_000;
+
 /// A lease that only knows what was put there, and how long it is.
 #[derive(Clone)]
 struct Tag(u64, Arc<[u8]>);
@@ -27,6 +30,10 @@ impl Lease for Tag {
     }
 
     fn count_sent(&self, _: u64) {}
+
+    fn holds_up(&self) -> bool {
+        self.0 >= HOLDING_UP
+    }
 
     fn slice(&self, range: Range<usize>) -> Self {
         Self(self.0, self.1[range].into())
@@ -128,6 +135,52 @@ fn a_scan_does_not_evict_the_tail() {
     }
     let kept = (0..8).filter(|granule| resident(&mut cache, *granule).is_some()).count();
     assert_eq!(kept, 8, "all that was written");
+}
+
+/// Makes room for one granule in a cache of `capacity`, and appends one.
+fn roll(cache: &mut ReadCache<Tag>, capacity: ByteCount, granule: u64) {
+    while cache.len() >= capacity {
+        assert!(cache.evict(capacity));
+    }
+    insert(cache, granule, 1, granule);
+}
+
+/// Readers that follow a producer at a distance are done with what is old, however many they are: it goes in order,
+/// and nothing goes that they have still to come to.
+#[test]
+fn what_every_reader_has_passed_goes_first() {
+    for readers in [1, 4, 16] {
+        let mut cache = ReadCache::<Tag>::new(len(GRANULES));
+        let (capacity, distance) = (len(48), 20);
+        for granule in 0..1000 {
+            roll(&mut cache, capacity, granule);
+            for _ in 0..4 * readers {
+                let passed = granule.saturating_sub(distance);
+                assert!(resident(&mut cache, passed).is_some(), "{passed} of {granule}, {readers} readers");
+            }
+        }
+        let kept = (1000 - 48..1000).filter(|granule| cache.is_resident(UID, at(*granule)));
+        assert_eq!(kept.count(), 48, "the newest, for {readers} readers");
+    }
+}
+
+/// What is asked for over and over stays, though it is old, unless memory beside it waits to be replaced.
+#[test]
+fn what_is_wanted_most_stays() {
+    let mut cache = ReadCache::<Tag>::new(len(GRANULES));
+    let (wanted, held) = ([2, 9], 3);
+    for granule in 0..500 {
+        roll(&mut cache, len(32), granule);
+        if granule == held {
+            insert(&mut cache, held, 1, HOLDING_UP);
+        }
+        for old in wanted.into_iter().chain([held]).filter(|old| *old <= granule) {
+            (0..40).for_each(|_| drop(resident(&mut cache, old)));
+        }
+        (0..3).for_each(|_| drop(resident(&mut cache, granule)));
+    }
+    assert!(wanted.iter().all(|old| cache.is_resident(UID, at(*old))));
+    assert!(!cache.is_resident(UID, at(held)));
 }
 
 /// A read that ends after its entry was given up brings nothing, and the next one of the range is not mixed up with it.

@@ -5,7 +5,7 @@
 
 use crate::cache::{ReadCache, SegmentUid};
 use crate::disk::Errno;
-use crate::platform::{Arena, CHUNK_LEN_MAX, CHUNK_LEN_MIN, Chunk, Lease, Platform, SLAB_LEN};
+use crate::platform::{Arena, CHUNK_LEN_MAX, CHUNK_LEN_MIN, Chunk, Content, Lease, Platform, SLAB_LEN};
 use crate::types::{ByteCount, Position};
 
 /// Largest share of the arena that one chunk of a tail may take: small arenas use small chunks.
@@ -96,9 +96,9 @@ impl<P: Platform> Memory<P> {
     }
 
     /// A chunk of `len` bytes, at the cost of cached chunks. `None`: wait for memory to come back.
-    pub(crate) fn take(&mut self, len: ByteCount) -> Option<P::Chunk> {
+    pub(crate) fn take(&mut self, len: ByteCount, content: Content) -> Option<P::Chunk> {
         for _ in 0..EVICTIONS_PER_TAKE {
-            if let Some(chunk) = self.arena.take(len) {
+            if let Some(chunk) = self.arena.take(len, content) {
                 return Some(chunk);
             }
             if !self.cache.evict(self.arena.capacity()) {
@@ -112,25 +112,18 @@ impl<P: Platform> Memory<P> {
     /// while pages are being replaced.
     pub(crate) fn settle(&mut self) {
         self.arena.settle();
-        let lent = self.arena.lent_len().get();
-        if lent == 0 || self.can_grow() {
+        if self.can_grow() {
             return;
         }
         let capacity = self.arena.capacity();
-        let ahead = (capacity.get() / REPLACED_AHEAD_SHARE).min(REPLACED_AHEAD_LEN_MAX).min(lent);
+        let ahead = (capacity.get() / REPLACED_AHEAD_SHARE).min(REPLACED_AHEAD_LEN_MAX);
+        let ahead = ahead.min(self.arena.lent_len().get());
         for _ in 0..EVICTIONS_PER_TAKE {
-            let coming = self.arena.free_len().get() + self.arena.replacing_len().get();
-            if coming >= ahead || !self.cache.evict(capacity) {
+            if self.arena.coming_len().get() >= ahead || !self.arena.lends() || !self.cache.evict(capacity) {
                 return;
             }
             self.arena.settle();
         }
-    }
-
-    /// Whether cached chunks have to go for others to come. A page that was lent is free only when everything in it
-    /// is, so lending then costs neighbours that are still wanted.
-    pub(crate) fn is_tight(&self) -> bool {
-        !self.can_grow() && self.arena.free_len().get() * REPLACED_AHEAD_SHARE < self.arena.capacity().get()
     }
 
     /// Longest chunk for a tail in this arena.

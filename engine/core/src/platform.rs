@@ -50,8 +50,21 @@ pub trait Platform: Sized + 'static {
     const MODES: ModeSet;
 }
 
+/// What a chunk is taken for, and so about how long it will be kept. Chunks of one kind that are taken one after the
+/// other lie side by side, and are given up about together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Bytes of a log that are being appended.
+    Written,
+    /// Bytes of a log that are read from the device.
+    Read,
+}
+
 /// A shard's memory: slabs cut into chunks of a power of two from [`CHUNK_LEN_MIN`] to
 /// [`CHUNK_LEN_MAX`]. A chunk returns by itself when its last owner drops it, on whichever thread.
+///
+/// Memory may be sent by reference; then it is *lent*, and replaced by the driver, page by page, before any of it is
+/// taken again.
 pub trait Arena {
     /// See [`Platform::Chunk`].
     type Chunk: Chunk<Lease = Self::Lease>;
@@ -63,7 +76,7 @@ pub trait Arena {
     /// A chunk of `len` bytes (a power of two within the chunk limits), aligned to
     /// [`DIRECT_IO_ALIGN`], with nothing frozen. Its content is unspecified. `None` when no free
     /// run of that length exists.
-    fn take(&mut self, len: ByteCount) -> Option<Self::Chunk>;
+    fn take(&mut self, len: ByteCount, content: Content) -> Option<Self::Chunk>;
 
     /// One block of [`DIRECT_IO_ALIGN`] bytes from the same slab as `beside`, for the last,
     /// partly filled block of a commit. `None` when all of that slab's bounce blocks are in flight.
@@ -78,12 +91,15 @@ pub trait Arena {
     /// Bytes not taken at this moment.
     fn free_len(&self) -> ByteCount;
 
-    /// Bytes that will not be free when their owners are gone, because they were sent by reference: the
-    /// driver replaces them first.
+    /// Bytes of pages that are lent.
     fn lent_len(&self) -> ByteCount;
 
-    /// Bytes without an owner that become free without further ado: the driver is replacing them.
-    fn replacing_len(&self) -> ByteCount;
+    /// Bytes of whole pages that are free, or become free without further ado: the driver is replacing them.
+    fn coming_len(&self) -> ByteCount;
+
+    /// Whether memory should be lent now. Not while much of what was lent cannot be replaced, because its pages have
+    /// owners still; what is to be sent by reference is copied then.
+    fn lends(&self) -> bool;
 
     /// Takes stock of what has returned, so that lent memory is replaced ahead of need. Called every turn.
     fn settle(&mut self);
@@ -135,6 +151,10 @@ pub trait Lease: Clone + Send + Sync + AsRef<[u8]> + 'static {
 
     /// Counts `len` bytes of the chunk as sent.
     fn count_sent(&self, len: u64);
+
+    /// Whether memory beside this one, of the same page, was given up and cannot be used before this one is given up
+    /// too.
+    fn holds_up(&self) -> bool;
 
     /// Length in bytes.
     fn len(&self) -> usize {

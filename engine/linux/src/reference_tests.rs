@@ -5,7 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 
 use rohrpost_engine_core::ops::{ConnId, SendPart};
-use rohrpost_engine_core::platform::{Arena, Chunk, Lease};
+use rohrpost_engine_core::platform::{Arena, Chunk, Content, Lease};
 use rohrpost_engine_core::types::ByteCount;
 use rustix::net::sockopt;
 
@@ -43,7 +43,7 @@ fn send(reference: &mut Reference, socket: &TcpStream, send: &Send<PollPlatform>
 #[test]
 fn partial_sends_lose_and_repeat_nothing() {
     let (mut arena, _round) = arena_with_round();
-    let _bounces = arena.take(ByteCount::mib(1)).unwrap();
+    let _bounces = arena.take(ByteCount::mib(1), Content::Written).unwrap();
     let (sender, mut peer) = pair(4096);
     let mut reference = Reference::open().unwrap();
     let chunks: Vec<_> = (0..3).map(|seed| patterned(&mut arena, ByteCount::mib(1), seed)).collect();
@@ -116,7 +116,7 @@ fn a_stalled_reader_gets_what_was_sent() {
     assert!(reference.lent_len > 0);
     for turn in 0..3 {
         let mut chunks = Vec::new();
-        while let Some(mut chunk) = arena.take(ByteCount::kib(64)) {
+        while let Some(mut chunk) = arena.take(ByteCount::kib(64), Content::Written) {
             chunk.unfrozen_mut().fill(0xa0 | turn);
             chunks.push(chunk);
         }
@@ -143,7 +143,7 @@ fn a_stalled_reader_gets_what_was_sent() {
 #[test]
 fn a_broken_connection_leaves_the_pipe_empty() {
     let (mut arena, _round) = arena_with_round();
-    let _bounces = arena.take(ByteCount::mib(1)).unwrap();
+    let _bounces = arena.take(ByteCount::mib(1), Content::Written).unwrap();
     let mut reference = Reference::open().unwrap();
     let chunk = patterned(&mut arena, ByteCount::mib(1), 1);
     for round in 0..4 {

@@ -12,7 +12,7 @@ use rohrpost_engine_core::message::{Reply, Ticket};
 use rohrpost_engine_core::ops::{
     ConnId, DiskOp, Driver, Event, NetOp, Ops, Read, Send, SendHow, SendPart, SendParts, Token, Write,
 };
-use rohrpost_engine_core::platform::{Arena, Chunk};
+use rohrpost_engine_core::platform::{Arena, Chunk, Content};
 use rohrpost_engine_core::types::{ByteCount, Position};
 use rohrpost_engine_linux::arena::{LinuxArena, LinuxChunk};
 use rohrpost_engine_linux::disk::LinuxDisk;
@@ -165,7 +165,7 @@ fn no_allocation_after_warm_up<D: Driver<Platform: LinuxPlatform>>(driver: D, ad
     std::fs::write(&path, vec![0; 8192]).expect("room for 8 KiB");
     let file = LinuxDisk.open(&path, OpenMode::ReadWrite, Caching::Direct).expect("a direct file");
     let mut arena = LinuxArena::with_slabs(1).expect("64 MiB of memory");
-    let mut body = arena.take(ByteCount::kib(64)).expect("a chunk");
+    let mut body = arena.take(ByteCount::kib(64), Content::Written).expect("a chunk");
     body.freeze(8192);
     let mut parts = SendParts::default();
     parts.push(SendPart::Bytes(b"header: ".to_vec()));
@@ -175,7 +175,7 @@ fn no_allocation_after_warm_up<D: Driver<Platform: LinuxPlatform>>(driver: D, ad
         events: Vec::with_capacity(16),
         file,
         body,
-        spare: arena.take(ByteCount::kib(64)),
+        spare: arena.take(ByteCount::kib(64), Content::Written),
         parts: Some(parts),
     };
     let mut client = TcpStream::connect(address).expect("the listener listens");

@@ -15,11 +15,12 @@ use rohrpost_engine_core::types::{ByteCount, Nanos, Timestamp};
 
 use crate::disk::SimDisk;
 use crate::fault::{Delays, Lie};
-use crate::memory::{SimLease, SimSlab, SlabWatch};
+use crate::memory::SimLease;
 use crate::net::Net;
 use crate::order::{partition_of, result_number, shuffle_but_requests};
 use crate::platform::SimPlatform;
 use crate::prng::Prng;
+use crate::slab::{SimSlab, SlabWatch};
 use crate::storage::Pending;
 
 /// Executes steps: the world hands in core's own code over the simulated disk.
@@ -36,6 +37,8 @@ enum Job {
     StepStart(String),
     StepDone(Token, Box<StepOutput<SimPlatform>>),
     Grow,
+    /// A page of a slab is replaced.
+    Replace(usize, usize),
     Request(Ticket, Request),
 }
 
@@ -207,6 +210,11 @@ impl SimDriver {
         if std::mem::take(&mut ops.grow) {
             self.push_drawn(Job::Grow);
         }
+        for slab in 0..self.slabs.len() {
+            for page in self.slabs[slab].take_wanted() {
+                self.push_drawn(Job::Replace(slab, page));
+            }
+        }
         self.replies.append(&mut ops.replies);
     }
 
@@ -268,6 +276,10 @@ impl SimDriver {
                 events.push(Event::StepDone { token, output });
             }
             Job::Grow => events.push(self.grow()),
+            Job::Replace(slab, page) => {
+                self.note("replace", &[slab as u64, page as u64]);
+                self.slabs[slab].replace(page);
+            }
             Job::Request(ticket, request) => {
                 self.note("request", &[ticket.0]);
                 events.push(Event::Request(ticket, request));

@@ -23,6 +23,7 @@ pub mod prng;
 pub mod run;
 pub mod service;
 pub mod settings;
+pub mod slab;
 pub mod storage;
 pub mod trace;
 mod workload;

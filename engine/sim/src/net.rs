@@ -15,6 +15,7 @@ use crate::fault::Delays;
 use crate::memory::SimLease;
 use crate::platform::{SimPlatform, SimRecvBuf};
 use crate::prng::Prng;
+use crate::slab::Reference;
 
 /// Longest piece in which bytes arrive.
 const PIECE_LEN_MAX: usize = 4096;
@@ -39,6 +40,8 @@ enum Job {
 struct Conn {
     to_shard: VecDeque<u8>,
     to_client: Vec<u8>,
+    /// Where bytes in `to_client` lie that were not copied.
+    references: Vec<Reference>,
     accepted: bool,
     receiving: bool,
     delivering: bool,
@@ -93,7 +96,10 @@ impl Net {
 
     /// The client takes what has arrived; `None` once the connection is gone and nothing is left.
     pub fn client_receive(&mut self, conn: ConnId) -> Option<Vec<u8>> {
-        self.conns.get_mut(&conn).map(|state| std::mem::take(&mut state.to_client))
+        let state = self.conns.get_mut(&conn)?;
+        let intact = state.references.drain(..).all(|reference| reference.is_intact());
+        assert!(intact, "what was sent by reference to {conn:?} was overwritten before the peer read it");
+        Some(std::mem::take(&mut state.to_client))
     }
 
     /// The client closes its side in order, or resets the connection.
@@ -337,12 +343,21 @@ impl Net {
             events.push(Event::FileSent { conn, result });
             return;
         };
-        if send.how == SendHow::ZeroCopy && result.is_ok() {
-            let leases = send.parts.iter().filter_map(|part| match part {
-                SendPart::Lease(lease) => Some(lease.clone()),
-                SendPart::Bytes(_) => None,
-            });
-            self.push_unordered(conn, now, 3_000_000, Job::Forget(leases.collect()));
+        let mut leases = send.parts.iter().filter_map(|part| match part {
+            SendPart::Lease(lease) => Some(lease),
+            SendPart::Bytes(_) => None,
+        });
+        match send.how {
+            SendHow::ZeroCopy if result.is_ok() => {
+                let leases = leases.cloned().collect();
+                self.push_unordered(conn, now, 3_000_000, Job::Forget(leases));
+            }
+            SendHow::Reference => {
+                if let Some(state) = self.conns.get_mut(&conn) {
+                    state.references.extend(leases.by_ref().filter_map(SimLease::lend));
+                }
+            }
+            _ => {}
         }
         events.push(Event::Sent { result, send: *send });
     }

@@ -4,7 +4,8 @@ use rohrpost_engine_core::fetch::{Mode, ModeSet};
 use rohrpost_engine_core::platform::Platform;
 
 use crate::disk::{SimDisk, SimFile};
-use crate::memory::{SimArena, SimChunk, SimLease, SimSlab};
+use crate::memory::{SimArena, SimChunk, SimLease};
+use crate::slab::SimSlab;
 
 /// Memory, files and disk of the simulator.
 pub struct SimPlatform;

@@ -14,7 +14,7 @@ use crate::log::tail::{TailChunk, chunk_range};
 use crate::log::{LogConfig, WriteMode};
 use crate::memory::Memory;
 use crate::ops::{DiskOp, Now, Ops, Read};
-use crate::platform::{CHUNK_LEN_MIN, Chunk, DIRECT_IO_ALIGN, Platform};
+use crate::platform::{CHUNK_LEN_MIN, Chunk, Content, DIRECT_IO_ALIGN, Platform};
 use crate::token::Purpose;
 use crate::types::{ByteCount, Nanos, Offset, Position, Timestamp};
 
@@ -219,7 +219,7 @@ fn take_chunk<P: Platform>(
     let mut wanted = wanted.min(memory.tail_chunk_len_max());
     loop {
         let (position, len) = chunk_range(at, wanted);
-        if let Some(chunk) = memory.take(len) {
+        if let Some(chunk) = memory.take(len, Content::Written) {
             return Ok((position, chunk));
         }
         if len == CHUNK_LEN_MIN {

@@ -42,6 +42,10 @@ impl Lease for NoMemory {
     fn slice(&self, _: Range<usize>) -> Self {
         match *self {}
     }
+
+    fn holds_up(&self) -> bool {
+        match *self {}
+    }
 }
 
 impl Chunk for NoMemory {
@@ -67,7 +71,7 @@ impl Arena for NoArena {
     type Chunk = NoMemory;
     type Lease = NoMemory;
     type Slab = NoMemory;
-    fn take(&mut self, _: ByteCount) -> Option<NoMemory> {
+    fn take(&mut self, _: ByteCount, _: Content) -> Option<NoMemory> {
         match *self {}
     }
     fn take_bounce(&mut self, _: &NoMemory) -> Option<NoMemory> {
@@ -85,7 +89,10 @@ impl Arena for NoArena {
     fn lent_len(&self) -> ByteCount {
         match *self {}
     }
-    fn replacing_len(&self) -> ByteCount {
+    fn coming_len(&self) -> ByteCount {
+        match *self {}
+    }
+    fn lends(&self) -> bool {
         match *self {}
     }
     fn settle(&mut self) {

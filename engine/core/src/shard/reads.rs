@@ -14,7 +14,7 @@ use crate::fetch::transfer::{FetchId, FetchState};
 use crate::log::partition::{Origin, Partition};
 use crate::message::PartitionId;
 use crate::ops::{ConnId, DiskOp, Now, Ops, Read};
-use crate::platform::{CHUNK_LEN_MIN, Chunk, DIRECT_IO_ALIGN, Platform};
+use crate::platform::{CHUNK_LEN_MIN, Chunk, Content, DIRECT_IO_ALIGN, Platform};
 use crate::service::Service;
 use crate::shard::Core;
 use crate::token::Purpose;
@@ -220,7 +220,7 @@ impl<P: Platform, C> Core<P, C> {
         let visible = partition.visible_end(index);
         let end = position.plus(chunk_len).min(visible.max(position));
         let len = end.align_up(DIRECT_IO_ALIGN).since(position);
-        let Some(chunk) = self.memory.take(chunk_len) else { return Submitted::NoMemory };
+        let Some(chunk) = self.memory.take(chunk_len, Content::Read) else { return Submitted::NoMemory };
         self.memory.cache.expect(load.entry, end);
         self.reads.in_flight_len = ByteCount::new(self.reads.in_flight_len.get() + chunk_len.get());
         self.stats.cold_reads += 1;

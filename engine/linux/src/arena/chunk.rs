@@ -134,6 +134,10 @@ impl Lease for LinuxLease {
         }
     }
 
+    fn holds_up(&self) -> bool {
+        self.run.holds_up()
+    }
+
     fn len(&self) -> usize {
         self.len as usize
     }

@@ -1,17 +1,18 @@
-//! The arena of one shard: slabs of huge pages, cut into chunks by buddies.
+//! The arena of one shard: slabs of huge pages, cut into chunks.
 //!
-//! Owns the free lists; the shard's thread alone takes chunks. Chunks and leases travel, and return by
-//! themselves from any thread, without a lock or an allocation (see `slab.rs`). The arena merges what
+//! Owns the free memory; the shard's thread alone takes chunks. Chunks and leases travel, and return by
+//! themselves from any thread, without a lock or an allocation (see `slab.rs`). The arena takes in what
 //! has returned when it runs short.
 //!
-//! What returns in a page that was lent by reference is held back until the page has been replaced; see
-//! `pages.rs`.
+//! Chunks of one kind that are taken one after the other fill a page from front to back, so that a page empties at about
+//! one time: what returns in a page that was lent by reference is held back until the page has been replaced, as a whole
+//! (see `pages.rs`). Only where no page is wholly free, holes are filled.
 //!
 //! Always holds: free and held memory together equal `capacity` exactly when nobody owns a chunk or a lease;
 //! `take` gives nothing of a page between the first return into it after it was lent and its replacement.
 
-mod buddy;
 mod chunk;
+mod owned;
 mod pages;
 #[cfg(test)]
 mod pages_tests;
@@ -22,13 +23,13 @@ mod tests;
 use std::io;
 use std::sync::Arc;
 
-use rohrpost_engine_core::platform::{Arena, SLAB_LEN};
+use rohrpost_engine_core::platform::{Arena, Content, SLAB_LEN};
 use rohrpost_engine_core::types::ByteCount;
 
 use crate::memory::HUGE_PAGE_LEN;
-use buddy::{Buddy, GRANULE_LEN, ORDER_MAX, granule_bits};
-use pages::{PAGE_GRANULES, PAGES};
-use slab::{BOUNCE_GRANULES, BOUNCE_WORD, Run, SlabShared};
+use owned::{GRANULE_LEN, KINDS, Kind, OwnedSlab, bits, order_of};
+use pages::LENT_RUN_LEN_MIN;
+use slab::{BOUNCE_GRANULES, BOUNCE_WORD, Run};
 
 pub use chunk::{LinuxChunk, LinuxLease};
 pub(crate) use pages::{PageRound, StalePages};
@@ -37,28 +38,21 @@ pub use slab::LinuxSlab;
 /// Bytes of a slab that chunks can be taken from; the rest are its bounce blocks.
 pub const SLAB_CAPACITY: ByteCount = ByteCount::new(SLAB_LEN.get() - (BOUNCE_GRANULES * GRANULE_LEN) as u64);
 
+/// Share of the arena that may wait in lent pages for neighbours before no more is lent.
+const STUCK_SHARE: u64 = 8;
+
 /// A shard's memory; see [`Arena`].
 pub struct LinuxArena {
     slabs: Vec<OwnedSlab>,
-}
-
-struct OwnedSlab {
-    shared: Arc<SlabShared>,
-    buddy: Buddy,
-    /// One bit per free bounce block.
-    bounces: u64,
-    /// Bytes in the free lists; what waits in `shared` comes on top.
-    free_len: u64,
-    /// By page, one bit per granule that is held back until the page has been replaced.
-    held: [u32; PAGES],
-    /// Pages wholly held, which the driver was asked to replace.
-    replacing: u32,
+    /// By kind, slab and page that are being filled.
+    filling: [Option<(usize, usize)>; KINDS],
+    lends: bool,
 }
 
 impl LinuxArena {
     /// An arena without memory, with room for `slabs_max` slabs.
     pub fn new(slabs_max: usize) -> Self {
-        Self { slabs: Vec::with_capacity(slabs_max) }
+        Self { slabs: Vec::with_capacity(slabs_max), filling: [None; KINDS], lends: true }
     }
 
     /// An arena that starts with `slabs` slabs, mapped and backed on this thread.
@@ -73,17 +67,44 @@ impl LinuxArena {
         Ok(arena)
     }
 
-    fn take_free(&mut self, order: usize) -> Option<LinuxChunk> {
-        let slab_and_granule = |slab: &mut OwnedSlab| {
-            let granule = slab.buddy.take(order)?;
-            slab.free_len -= (GRANULE_LEN << order) as u64;
-            Some(Run::of_granules(&slab.shared, granule, order))
+    /// From where this kind's memory is taken as long as there are free pages. Short runs are not kept together.
+    fn take_run(&mut self, order: usize, kind: Kind) -> Option<Run> {
+        let hole = match kind {
+            Kind::Short => self.take_hole(order, kind, Some(kind)),
+            Kind::Written | Kind::Read => None,
         };
-        let run = self.slabs.iter_mut().find_map(slab_and_granule)?;
-        Some(LinuxChunk::new(run))
+        hole.or_else(|| self.take_next(order, kind))
     }
 
-    /// Merges what has returned and what has been replaced into the free lists; whether there was anything.
+    /// From the page that this kind is filling, or from one that is wholly free.
+    fn take_next(&mut self, order: usize, kind: Kind) -> Option<Run> {
+        if let Some((slab, page)) = self.filling[kind as usize]
+            && self.slabs[slab].kind(page) == kind
+            && let Some(run) = self.take_from(slab, page, order, kind)
+        {
+            return Some(run);
+        }
+        let slab = self.slabs.iter().position(|slab| slab.empty() != 0)?;
+        let page = self.slabs[slab].empty().trailing_zeros() as usize;
+        self.filling[kind as usize] = Some((slab, page));
+        self.take_from(slab, page, order, kind)
+    }
+
+    /// From what is left of other pages: those of a kind, or all but lent ones.
+    fn take_hole(&mut self, order: usize, kind: Kind, of: Option<Kind>) -> Option<Run> {
+        (0..self.slabs.len()).find_map(|slab| {
+            let mut pages = bits(self.slabs[slab].holes(of));
+            pages.find_map(|page| self.take_from(slab, page as usize, order, kind))
+        })
+    }
+
+    fn take_from(&mut self, slab: usize, page: usize, order: usize, kind: Kind) -> Option<Run> {
+        let slab = &mut self.slabs[slab];
+        let granule = slab.take(page, order, kind)?;
+        Some(Run::of_granules(&slab.shared, granule, order))
+    }
+
+    /// Takes in what has returned and what has been replaced; whether there was anything.
     fn collect(&mut self) -> bool {
         self.slabs.iter_mut().fold(false, |any, slab| slab.collect() | slab.take_replaced() | any)
     }
@@ -94,12 +115,19 @@ impl Arena for LinuxArena {
     type Lease = LinuxLease;
     type Slab = LinuxSlab;
 
-    fn take(&mut self, len: ByteCount) -> Option<LinuxChunk> {
-        let order = Buddy::order_of(len.as_usize());
-        if let Some(chunk) = self.take_free(order) {
-            return Some(chunk);
+    fn take(&mut self, len: ByteCount, content: Content) -> Option<LinuxChunk> {
+        let order = order_of(len.as_usize());
+        let kind = match content {
+            _ if len.as_usize() < LENT_RUN_LEN_MIN => Kind::Short,
+            Content::Written => Kind::Written,
+            Content::Read => Kind::Read,
+        };
+        let mut run = self.take_run(order, kind);
+        if run.is_none() && self.collect() {
+            run = self.take_run(order, kind);
         }
-        if self.collect() { self.take_free(order) } else { None }
+        let hole = run.or_else(|| self.take_hole(order, kind, Some(kind)));
+        hole.or_else(|| self.take_hole(order, kind, None)).map(LinuxChunk::new)
     }
 
     fn take_bounce(&mut self, beside: &LinuxLease) -> Option<LinuxChunk> {
@@ -133,15 +161,19 @@ impl Arena for LinuxArena {
     }
 
     fn free_len(&self) -> ByteCount {
-        ByteCount::new(self.slabs.iter().map(|slab| slab.free_len + slab.shared.returned_len()).sum())
+        ByteCount::new(self.slabs.iter().map(OwnedSlab::free_len).sum())
     }
 
     fn lent_len(&self) -> ByteCount {
-        pages_len(self.slabs.iter().map(|slab| slab.shared.pages().lent() & !slab.replacing))
+        pages_len(self.slabs.iter().map(|slab| slab.shared.pages().lent() & !slab.replacing()))
     }
 
-    fn replacing_len(&self) -> ByteCount {
-        pages_len(self.slabs.iter().map(|slab| slab.replacing))
+    fn coming_len(&self) -> ByteCount {
+        pages_len(self.slabs.iter().map(|slab| slab.empty() | slab.replacing()))
+    }
+
+    fn lends(&self) -> bool {
+        self.lends
     }
 
     fn settle(&mut self) {
@@ -149,83 +181,16 @@ impl Arena for LinuxArena {
             slab.collect();
             slab.take_replaced();
         }
+        let stuck: u64 = self.slabs.iter().map(|slab| u64::from(slab.stuck_count())).sum();
+        let lends = stuck * GRANULE_LEN as u64 * STUCK_SHARE <= self.capacity().get();
+        if lends != self.lends {
+            self.lends = lends;
+            self.slabs.iter().for_each(|slab| slab.shared.pages().set_lending(lends));
+        }
     }
 }
 
 fn pages_len(pages: impl Iterator<Item = u32>) -> ByteCount {
     let count: u32 = pages.map(u32::count_ones).sum();
     ByteCount::of_usize(count as usize * HUGE_PAGE_LEN)
-}
-
-impl OwnedSlab {
-    fn new(shared: Arc<SlabShared>) -> Self {
-        let mut buddy = Buddy::new();
-        let bounces = buddy.take(BOUNCE_GRANULES.ilog2() as usize);
-        assert_eq!(bounces, Some(0), "the bounce blocks are the slab's first granules");
-        let free_len = SLAB_CAPACITY.get();
-        Self { shared, buddy, bounces: u64::MAX, free_len, held: [0; PAGES], replacing: 0 }
-    }
-
-    /// Takes back the runs that have returned, whether to hand them out again or to hold them; whether there
-    /// were any.
-    fn collect(&mut self) -> bool {
-        if self.shared.returned_len() == 0 {
-            return false;
-        }
-        let mut len = 0;
-        for word in 0..BOUNCE_WORD {
-            let mut bits = self.shared.collect(word);
-            // [U5] Read after the bits: who lent a page of these runs did so before it gave up its part.
-            let lent = if bits == 0 { 0 } else { self.shared.pages().lent() };
-            while bits != 0 {
-                let granule = word * 64 + bits.trailing_zeros() as usize;
-                bits &= bits - 1;
-                let order = self.shared.order(granule);
-                len += (GRANULE_LEN << order) as u64;
-                if lent & (1 << (granule / PAGE_GRANULES)) != 0 {
-                    self.hold(granule, order);
-                } else {
-                    self.buddy.give(granule, order);
-                    self.free_len += (GRANULE_LEN << order) as u64;
-                }
-            }
-        }
-        self.shared.forget_returned(len);
-        len > 0
-    }
-
-    /// Keeps a run of a lent page back, and with it what is free of the page, so that the page empties soon;
-    /// has it replaced when it is empty.
-    fn hold(&mut self, granule: usize, order: usize) {
-        let (page, at) = (granule / PAGE_GRANULES, granule % PAGE_GRANULES);
-        if self.held[page] == 0 {
-            let withdrawn = self.buddy.withdraw(page * PAGE_GRANULES, PAGE_GRANULES);
-            self.free_len -= u64::from(withdrawn.count_ones()) * GRANULE_LEN as u64;
-            self.held[page] = withdrawn;
-        }
-        debug_assert_eq!(self.held[page] & granule_bits(at, order), 0, "U5: a run returned twice");
-        self.held[page] |= granule_bits(at, order);
-        if self.held[page] == u32::MAX {
-            self.replacing |= 1 << page;
-            self.shared.pages().want(page);
-        }
-    }
-
-    /// Frees the pages that have been replaced; whether there were any.
-    fn take_replaced(&mut self) -> bool {
-        let pages = self.shared.pages().take_replaced();
-        let mut rest = pages;
-        while rest != 0 {
-            let page = rest.trailing_zeros() as usize;
-            rest &= rest - 1;
-            assert_eq!(self.held[page], u32::MAX, "U5: page {page} is replaced while it has owners");
-            self.held[page] = 0;
-            for granule in (page * PAGE_GRANULES..(page + 1) * PAGE_GRANULES).step_by(1 << ORDER_MAX) {
-                self.buddy.give(granule, ORDER_MAX);
-            }
-            self.free_len += HUGE_PAGE_LEN as u64;
-        }
-        self.replacing &= !pages;
-        pages != 0
-    }
 }

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use rohrpost_engine_core::platform::SLAB_LEN;
 
-use super::buddy::GRANULE_LEN;
+use super::owned::GRANULE_LEN;
 use super::slab::{LinuxSlab, SlabShared};
 use crate::memory::HUGE_PAGE_LEN;
 
@@ -26,15 +26,16 @@ pub(super) const PAGE_GRANULES: usize = HUGE_PAGE_LEN / GRANULE_LEN;
 
 /// Shortest run whose bytes are lent. A page is replaced when all its runs have come back; many short runs,
 /// each with a life of its own, would keep it from that.
-const LENT_RUN_LEN_MIN: usize = 256 << 10;
-
-const _: () = assert!(PAGES == u32::BITS as usize, "one bit per page");
-const _: () = assert!(PAGE_GRANULES == u32::BITS as usize, "one bit per granule of a page");
+pub(super) const LENT_RUN_LEN_MIN: usize = 256 << 10;
 
 /// One bit per page in each; see the module.
 #[derive(Debug, Default)]
 pub(super) struct Pages {
     lent: AtomicU32,
+    /// Lent no more: they hold short runs.
+    refused: AtomicU32,
+    /// Lent, and partly given up.
+    draining: AtomicU32,
     wanted: AtomicU32,
     backed: AtomicU32,
     /// The batch under way is complete.
@@ -42,6 +43,8 @@ pub(super) struct Pages {
     replaced: AtomicU32,
     /// The system does not let go of pages: nothing more may be lent.
     stuck: AtomicBool,
+    /// Too much of what was lent waits for its neighbours: nothing more may be lent for now.
+    paused: AtomicBool,
 }
 
 impl Pages {
@@ -50,14 +53,44 @@ impl Pages {
     /// [U5] The caller owns part of the run, so the arena, which takes it back after its last owner, sees
     /// the mark.
     pub(super) fn lend(&self, page: usize, run_len: usize) -> bool {
-        // The first page holds the bounce blocks, which come and go with every commit.
-        if page == 0 || run_len < LENT_RUN_LEN_MIN || self.stuck.load(Ordering::Relaxed) {
-            return false;
+        if self.lent.load(Ordering::Relaxed) & (1 << page) != 0 {
+            return true;
         }
-        if self.lent.load(Ordering::Relaxed) & (1 << page) == 0 {
+        // The first page holds the bounce blocks, which come and go with every commit.
+        let refused = page == 0
+            || run_len < LENT_RUN_LEN_MIN
+            || self.refused.load(Ordering::Relaxed) & (1 << page) != 0
+            || self.stuck.load(Ordering::Relaxed)
+            || self.paused.load(Ordering::Relaxed);
+        if !refused {
             self.lent.fetch_or(1 << page, Ordering::Relaxed);
         }
-        true
+        !refused
+    }
+
+    /// Nothing more is lent of a page that holds short runs.
+    pub(super) fn refuse(&self, page: usize) {
+        self.refused.fetch_or(1 << page, Ordering::Relaxed);
+    }
+
+    /// A page that is free may be lent.
+    pub(super) fn allow(&self, page: usize) {
+        self.refused.fetch_and(!(1 << page), Ordering::Relaxed);
+    }
+
+    /// Whether pages may be lent that are not yet.
+    pub(super) fn set_lending(&self, lends: bool) {
+        self.paused.store(!lends, Ordering::Relaxed);
+    }
+
+    /// Part of a lent page has been given up.
+    pub(super) fn drain(&self, page: usize) {
+        self.draining.fetch_or(1 << page, Ordering::Relaxed);
+    }
+
+    /// Whether part of the page has been given up and waits for the rest.
+    pub(super) fn is_draining(&self, page: usize) -> bool {
+        self.draining.load(Ordering::Relaxed) & (1 << page) != 0
     }
 
     /// The lent pages. Exact for pages whose runs have been collected.
@@ -77,6 +110,7 @@ impl Pages {
         }
         let pages = self.replaced.swap(0, Ordering::Acquire);
         self.lent.fetch_and(!pages, Ordering::Relaxed);
+        self.draining.fetch_and(!pages, Ordering::Relaxed);
         pages
     }
 }

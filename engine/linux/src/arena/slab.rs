@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 
 use rohrpost_engine_core::platform::{DIRECT_IO_ALIGN, SLAB_LEN};
 
-use super::buddy::{GRANULE_LEN, GRANULES};
+use super::owned::{GRANULE_LEN, GRANULES};
 use super::pages::{PAGE_GRANULES, Pages};
 use crate::memory::AlignedBuffer;
 
@@ -171,6 +171,12 @@ impl Run {
     pub(super) fn lend(&self) -> bool {
         let unit = self.unit as usize;
         unit < GRANULES && self.slab.pages.lend(unit / PAGE_GRANULES, self.len())
+    }
+
+    /// Whether what was given up of the run's page waits for the run.
+    pub(super) fn holds_up(&self) -> bool {
+        let unit = self.unit as usize;
+        unit < GRANULES && self.slab.pages.is_draining(unit / PAGE_GRANULES)
     }
 
     /// Bytes of the run counted as sent; `None` for bounce blocks, which are never sent.

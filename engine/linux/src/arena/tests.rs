@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 use std::sync::mpsc;
 use std::thread;
 
-use rohrpost_engine_core::platform::{Arena, CHUNK_LEN_MAX, CHUNK_LEN_MIN, Chunk, DIRECT_IO_ALIGN, Lease};
+use rohrpost_engine_core::platform::{
+    Arena, CHUNK_LEN_MAX, CHUNK_LEN_MIN, Chunk, Content, DIRECT_IO_ALIGN, Lease,
+};
 use rohrpost_engine_core::types::ByteCount;
 
 use super::slab::BOUNCES;
@@ -18,7 +20,7 @@ fn chunks_are_aligned_and_of_the_length_asked_for() {
     assert_eq!(arena.capacity(), SLAB_CAPACITY);
     let mut len = CHUNK_LEN_MIN.get();
     while len <= CHUNK_LEN_MAX.get() {
-        let chunk = arena.take(ByteCount::new(len)).unwrap();
+        let chunk = arena.take(ByteCount::new(len), Content::Written).unwrap();
         assert_eq!(chunk.len() as u64, len);
         assert_eq!(chunk.address().addr().get() as u64 % DIRECT_IO_ALIGN, 0);
         assert_eq!(arena.free_len().get(), SLAB_CAPACITY.get() - len);
@@ -33,13 +35,13 @@ fn chunks_are_aligned_and_of_the_length_asked_for() {
 fn a_slab_is_exhausted_and_recovers() {
     let mut arena = LinuxArena::with_slabs(2).unwrap();
     for _ in 0..3 {
-        let chunks: Vec<_> = std::iter::from_fn(|| arena.take(CHUNK_LEN_MIN)).collect();
+        let chunks: Vec<_> = std::iter::from_fn(|| arena.take(CHUNK_LEN_MIN, Content::Written)).collect();
         assert_eq!(chunks.len() * KIB_64, arena.capacity().as_usize());
         assert_eq!(arena.free_len(), ByteCount::ZERO);
-        assert!(arena.take(CHUNK_LEN_MIN).is_none());
+        assert!(arena.take(CHUNK_LEN_MIN, Content::Written).is_none());
         drop(chunks);
         assert_eq!(arena.free_len(), arena.capacity());
-        let chunks: Vec<_> = std::iter::from_fn(|| arena.take(CHUNK_LEN_MAX)).collect();
+        let chunks: Vec<_> = std::iter::from_fn(|| arena.take(CHUNK_LEN_MAX, Content::Written)).collect();
         assert_eq!(chunks.len(), 2 * 63, "small runs were not merged");
     }
 }
@@ -48,7 +50,7 @@ fn a_slab_is_exhausted_and_recovers() {
 #[test]
 fn leases_outlive_chunk_and_arena() {
     let mut arena = LinuxArena::with_slabs(1).unwrap();
-    let mut chunk = arena.take(CHUNK_LEN_MIN).unwrap();
+    let mut chunk = arena.take(CHUNK_LEN_MIN, Content::Written).unwrap();
     chunk.unfrozen_mut()[..10].copy_from_slice(b"0123456789");
     chunk.freeze(10);
     let lease = chunk.lease(2..8);
@@ -57,7 +59,7 @@ fn leases_outlive_chunk_and_arena() {
     drop(chunk);
     drop(lease);
     assert_eq!(arena.free_len().as_usize(), arena.capacity().as_usize() - KIB_64);
-    let taken: Vec<_> = std::iter::from_fn(|| arena.take(CHUNK_LEN_MIN)).collect();
+    let taken: Vec<_> = std::iter::from_fn(|| arena.take(CHUNK_LEN_MIN, Content::Written)).collect();
     drop(taken);
     drop(arena);
     assert_eq!(part.as_ref(), b"34");
@@ -67,7 +69,7 @@ fn leases_outlive_chunk_and_arena() {
 #[test]
 fn bounce_blocks_come_from_the_lease_slab() {
     let mut arena = LinuxArena::with_slabs(2).unwrap();
-    let mut chunks: Vec<_> = std::iter::from_fn(|| arena.take(CHUNK_LEN_MAX)).collect();
+    let mut chunks: Vec<_> = std::iter::from_fn(|| arena.take(CHUNK_LEN_MAX, Content::Written)).collect();
     let mut chunk = chunks.pop().unwrap();
     chunk.freeze(1);
     let lease = chunk.lease(0..1);
@@ -91,7 +93,7 @@ fn bounce_blocks_come_from_the_lease_slab() {
 #[should_panic(expected = "is frozen only up to")]
 fn unfrozen_bytes_are_not_leased() {
     let mut arena = LinuxArena::with_slabs(1).unwrap();
-    let mut chunk = arena.take(CHUNK_LEN_MIN).unwrap();
+    let mut chunk = arena.take(CHUNK_LEN_MIN, Content::Written).unwrap();
     chunk.freeze(100);
     let _ = chunk.lease(0..101);
 }
@@ -100,7 +102,7 @@ fn unfrozen_bytes_are_not_leased() {
 #[should_panic(expected = "cannot move back")]
 fn frozen_bytes_stay_frozen() {
     let mut arena = LinuxArena::with_slabs(1).unwrap();
-    let mut chunk = arena.take(CHUNK_LEN_MIN).unwrap();
+    let mut chunk = arena.take(CHUNK_LEN_MIN, Content::Written).unwrap();
     chunk.freeze(100);
     chunk.freeze(99);
 }
@@ -109,7 +111,7 @@ fn frozen_bytes_stay_frozen() {
 #[should_panic(expected = "of a lease of")]
 fn leases_are_not_extended() {
     let mut arena = LinuxArena::with_slabs(1).unwrap();
-    let mut chunk = arena.take(CHUNK_LEN_MIN).unwrap();
+    let mut chunk = arena.take(CHUNK_LEN_MIN, Content::Written).unwrap();
     chunk.freeze(100);
     let _ = chunk.lease(0..50).slice(0..51);
 }
@@ -119,7 +121,7 @@ fn leases_are_not_extended() {
 fn bounces_of_foreign_leases_are_refused() {
     let mut arena = LinuxArena::with_slabs(1).unwrap();
     let mut other = LinuxArena::with_slabs(1).unwrap();
-    let chunk = other.take(CHUNK_LEN_MIN).unwrap();
+    let chunk = other.take(CHUNK_LEN_MIN, Content::Written).unwrap();
     let _ = arena.take_bounce(&chunk.lease(0..0));
 }
 
@@ -147,7 +149,7 @@ fn many_threads_return_everything_untouched() {
     let mut pattern = 0u8;
     for _ in 0..6_000 {
         let len = ByteCount::new(CHUNK_LEN_MIN.get() << random.u32(..5));
-        let Some(mut chunk) = arena.take(len) else {
+        let Some(mut chunk) = arena.take(len, Content::Written) else {
             thread::yield_now();
             continue;
         };
@@ -170,7 +172,7 @@ fn many_threads_return_everything_untouched() {
         worker.join().unwrap();
     }
     assert_eq!(arena.free_len(), arena.capacity());
-    let chunks: Vec<_> = std::iter::from_fn(|| arena.take(CHUNK_LEN_MAX)).collect();
+    let chunks: Vec<_> = std::iter::from_fn(|| arena.take(CHUNK_LEN_MAX, Content::Written)).collect();
     assert_eq!(chunks.len(), 63);
 }
 

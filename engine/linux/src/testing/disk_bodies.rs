@@ -3,7 +3,7 @@
 use arrayvec::ArrayVec;
 use rohrpost_engine_core::disk::{Errno, OpenMode};
 use rohrpost_engine_core::ops::{DiskOp, Driver, Event, Read, Token, Write};
-use rohrpost_engine_core::platform::{Arena, Chunk, Lease};
+use rohrpost_engine_core::platform::{Arena, Chunk, Content, Lease};
 use rohrpost_engine_core::types::{ByteCount, Position};
 
 use super::{LinuxTypes, Options, Rig, arena, fill, open_file, pattern, patterned, patterned_file};
@@ -136,8 +136,8 @@ fn read_range<D: Driver>(
 where
     D::Platform: LinuxTypes,
 {
-    let chunk =
-        arena.take(ByteCount::of_usize(len.next_power_of_two().max(65536))).expect("room for what is read");
+    let chunk_len = ByteCount::of_usize(len.next_power_of_two().max(65536));
+    let chunk = arena.take(chunk_len, Content::Read).expect("room for what is read");
     let (chunk, read_len) = read(rig, file, position, chunk);
     assert!(read_len >= len, "{read_len} of {len} bytes");
     (chunk, len)
@@ -158,7 +158,7 @@ pub(crate) fn reads_fill_their_chunk<D: Driver>(
     let mut arena = LinuxArena::new(1);
     register(&mut rig.driver, &mut arena);
     for (position, expected) in [(0, 65536), (65536, 65536), (256 << 10, 1000), (512 << 10, 0)] {
-        let chunk = arena.take(ByteCount::kib(64)).expect("a chunk");
+        let chunk = arena.take(ByteCount::kib(64), Content::Written).expect("a chunk");
         let (chunk, read_len) = read(&mut rig, &file, position, chunk);
         assert_eq!(read_len, expected);
         let wrong = (0..read_len).find(|&at| chunk.bytes()[at] != pattern(position as usize + at, 4));

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use rohrpost_engine_core::disk::{Caching, Disk, Errno, OpenMode};
 use rohrpost_engine_core::limits::ShardLimits;
 use rohrpost_engine_core::ops::{ConnId, DiskOp, Driver, Event, NetOp, Ops, Send, SendHow, SendPart};
-use rohrpost_engine_core::platform::{Arena, Chunk, Platform};
+use rohrpost_engine_core::platform::{Arena, Chunk, Content, Platform};
 use rohrpost_engine_core::types::ByteCount;
 
 use crate::arena::{LinuxArena, LinuxChunk, LinuxLease, LinuxSlab};
@@ -179,7 +179,7 @@ pub(crate) fn arena() -> LinuxArena {
 
 /// A frozen chunk with the pattern of `seed`.
 pub(crate) fn patterned(arena: &mut LinuxArena, len: ByteCount, seed: u64) -> LinuxChunk {
-    let mut chunk = arena.take(len).expect("the arena is not that full");
+    let mut chunk = arena.take(len, Content::Written).expect("the arena is not that full");
     fill(chunk.unfrozen_mut(), seed);
     chunk.freeze(len.as_usize());
     chunk

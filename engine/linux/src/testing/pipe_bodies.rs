@@ -6,7 +6,7 @@ use std::time::Duration;
 use rohrpost_engine_core::disk::Errno;
 use rohrpost_engine_core::limits::ShardLimits;
 use rohrpost_engine_core::ops::{ConnId, DiskOp, Driver, Event, Fill, NetOp, Read, SendPart, Token};
-use rohrpost_engine_core::platform::Arena;
+use rohrpost_engine_core::platform::{Arena, Content};
 use rohrpost_engine_core::types::{ByteCount, Position};
 
 use super::net_bodies::small_buffers;
@@ -300,7 +300,7 @@ where
         (true, FILE_LEN - 10, 4096, 10),
         (false, 4096, 4096, 4096),
     ] {
-        let chunk = arena.take(ByteCount::kib(64)).expect("a chunk");
+        let chunk = arena.take(ByteCount::kib(64), Content::Written).expect("a chunk");
         let (token, file, position) = (Token(5), file.clone(), Position::new(start as u64));
         rig.disk(DiskOp::Read(Read { token, file, position, chunk, from: 0, len, cached }));
         let chunk = loop {

@@ -7,7 +7,7 @@ use rohrpost_engine_core::disk::{Errno, OpenMode};
 use rohrpost_engine_core::ops::{
     ConnId, DiskOp, Driver, Event, NetOp, Send, SendHow, SendPart, Token, Write,
 };
-use rohrpost_engine_core::platform::{Arena, Chunk, Lease};
+use rohrpost_engine_core::platform::{Arena, Chunk, Content, Lease};
 use rohrpost_engine_core::types::{ByteCount, Position};
 
 use super::{LinuxTypes, Options, PATIENCE, Rig, fill, open_file, pattern, patterned, send_of};
@@ -50,7 +50,7 @@ where
     D::Platform: LinuxTypes,
 {
     let mut chunks = Vec::new();
-    while let Some(mut chunk) = arena.take(ByteCount::kib(64)) {
+    while let Some(mut chunk) = arena.take(ByteCount::kib(64), Content::Written) {
         chunk.unfrozen_mut().fill(byte);
         chunks.push(chunk);
     }
@@ -162,7 +162,8 @@ where
     let (mut client, id) = rig.connect(address);
     std::thread::spawn(move || std::io::copy(&mut client, &mut std::io::sink()));
     for round in 0..20 {
-        let mut chunks: Vec<_> = std::iter::from_fn(|| arena.take(ByteCount::mib(1))).collect();
+        let mut chunks: Vec<_> =
+            std::iter::from_fn(|| arena.take(ByteCount::mib(1), Content::Written)).collect();
         assert!(chunks.len() > 50, "the arena recovered before round {round}");
         for (at, chunk) in chunks.iter_mut().enumerate() {
             fill(chunk.unfrozen_mut(), round * 100 + at as u64);
