@@ -12,6 +12,7 @@
 
 use rustc_hash::FxHashMap;
 
+use crate::demand::{UsualDemand, WANTED_SHARE};
 use crate::platform::{CHUNK_LEN_MIN, Lease};
 use crate::types::{ByteCount, Position};
 
@@ -24,13 +25,6 @@ pub(crate) const NONE: u32 = u32::MAX;
 
 /// Share of the arena that once-read chunks may fill before they are evicted first.
 const PROBATION_SHARE: u64 = 4;
-
-/// How many times as often as others of its age a chunk was asked for that stays when its time has come. Readers that
-/// go through the log one behind the other ask for all chunks alike, and are done with those that are old.
-const WANTED_SHARE: u64 = 4;
-
-/// Requests for a chunk that show nothing: one reader makes so many.
-const WANTED_COUNT_MIN: u32 = 4;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Queue {
@@ -56,13 +50,6 @@ struct Entry<L> {
     previous: u32,
     next: u32,
     first_waiter: u32,
-}
-
-impl<L> Entry<L> {
-    /// Requests for each byte, times 2^32.
-    fn demand(&self) -> u64 {
-        (u64::from(self.hits) << 32) / self.len.get()
-    }
 }
 
 #[derive(Clone, Copy)]
@@ -100,8 +87,7 @@ pub struct ReadCache<L> {
     granules: FxHashMap<(SegmentUid, u32), u32>,
     probation: Ends,
     main: Ends,
-    /// About what the least wanted of the oldest chunks are asked for; see [`Entry::demand`].
-    usual_demand: u64,
+    usual_demand: UsualDemand,
 }
 
 impl<L: Lease> ReadCache<L> {
@@ -116,7 +102,7 @@ impl<L: Lease> ReadCache<L> {
             granules: map,
             probation: EMPTY,
             main: EMPTY,
-            usual_demand: 0,
+            usual_demand: UsualDemand::default(),
         }
     }
 
@@ -162,8 +148,7 @@ impl<L: Lease> ReadCache<L> {
         self.push(index, Queue::Main);
     }
 
-    /// Notes that a read of a chunk is under way; returns its entry. `None` if part of the range is
-    /// covered or being read already.
+    /// Notes that a read of a chunk is under way; returns its entry. `None` if part of the range is being read already.
     pub fn begin_load(&mut self, uid: SegmentUid, position: Position, len: ByteCount) -> Option<u32> {
         let taken = granules_of(position, len).any(|granule| match self.granules.get(&(uid, granule)) {
             Some(&index) => self.entries[index as usize].queue == Queue::Loading,
@@ -250,8 +235,7 @@ impl<L: Lease> ReadCache<L> {
         }
     }
 
-    /// Takes a resident chunk out, whoever else still holds a lease on it; returns its valid range and
-    /// lease.
+    /// Takes a resident chunk out, whoever else holds a lease on it; returns its valid range and lease.
     pub fn take(&mut self, uid: SegmentUid, position: Position) -> Option<((Position, Position), L)> {
         let index = *self.granules.get(&(uid, granule(position)))?;
         if self.entries[index as usize].queue == Queue::Loading {
@@ -293,8 +277,7 @@ impl<L: Lease> ReadCache<L> {
     }
 
     fn oldest_of_probation(&mut self) -> Option<u32> {
-        // A second use after the first reader's own promotes; one reader crossing a chunk boundary with
-        // two requests counts twice, hence three.
+        // A second use after the first reader's own promotes; one reader may count up to three times.
         loop {
             let index = self.probation.oldest;
             if index == NONE {
@@ -303,9 +286,7 @@ impl<L: Lease> ReadCache<L> {
             if self.entries[index as usize].hits < 4 {
                 return Some(index);
             }
-            self.unlink(index);
-            self.entries[index as usize].hits = 0;
-            self.push(index, Queue::Main);
+            self.keep(index);
         }
     }
 
@@ -316,26 +297,19 @@ impl<L: Lease> ReadCache<L> {
                 return None;
             }
             let entry = &self.entries[index as usize];
-            let (hits, demand) = (entry.hits, entry.demand());
-            let stays = hits > WANTED_COUNT_MIN && demand > WANTED_SHARE * self.usual_demand;
             let holds_up = entry.lease.as_ref().is_some_and(Lease::holds_up);
-            self.observe(demand, hits);
-            if !stays || holds_up {
+            if !self.usual_demand.is_exceeded(entry.hits, entry.len) || holds_up {
                 return Some(index);
             }
-            self.unlink(index);
-            self.entries[index as usize].hits = 0;
-            self.push(index, Queue::Main);
+            self.keep(index);
         }
     }
 
-    /// Down quickly, up slowly: where most chunks are wanted and few are not, the few are the measure.
-    fn observe(&mut self, demand: u64, hits: u32) {
-        let usual = self.usual_demand;
-        self.usual_demand = match demand <= usual {
-            true => usual.midpoint(demand),
-            false => demand.min(usual + usual / 8 + demand / u64::from(hits.max(1))),
-        };
+    /// Gives a chunk another time in the main queue. Some of its requests still count, else it would look unwanted.
+    fn keep(&mut self, index: u32) {
+        self.unlink(index);
+        self.entries[index as usize].hits /= WANTED_SHARE as u32;
+        self.push(index, Queue::Main);
     }
 
     fn new_entry(&mut self, uid: SegmentUid, position: Position, len: ByteCount) -> u32 {

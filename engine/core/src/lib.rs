@@ -9,6 +9,7 @@
 pub mod cache;
 #[cfg(test)]
 mod cache_tests;
+mod demand;
 pub mod disk;
 pub mod error;
 pub mod fetch;

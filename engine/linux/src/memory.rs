@@ -114,6 +114,14 @@ impl AlignedBuffer {
         Ok(())
     }
 
+    /// Whether [`Self::renew`] works here: tries it on the last huge page, whose content is lost. Not where memory is
+    /// locked.
+    pub(crate) fn try_renew(&mut self) -> bool {
+        let Some(from) = self.len.checked_sub(HUGE_PAGE_LEN) else { return false };
+        // SAFETY: [U5] nobody else names this memory, and its content is given up.
+        unsafe { self.renew(from, HUGE_PAGE_LEN) }.is_ok()
+    }
+
     fn touch(&mut self, from: usize, len: usize) {
         for at in (from..from + len).step_by(PAGE_LEN) {
             let byte = std::hint::black_box(self[at]);
@@ -207,6 +215,20 @@ mod tests {
         assert_eq!(resident_pages(&buffer), buffer.len() / PAGE_LEN);
         buffer.touch(0, 4 << 20);
         assert_eq!(buffer[4095], 7);
+    }
+
+    /// Pages of locked memory cannot be replaced, and that is found out before anything relies on it.
+    #[test]
+    fn locked_memory_is_not_renewed() {
+        let mut buffer = AlignedBuffer::new(2 * HUGE_PAGE_LEN).unwrap();
+        buffer.fill(3);
+        assert!(buffer.try_renew());
+        let (kept, renewed) = buffer.split_at(HUGE_PAGE_LEN);
+        assert!(kept.iter().all(|&byte| byte == 3) && renewed.iter().all(|&byte| byte == 0));
+        // SAFETY: [U1] the range is this mapping; locking changes no content.
+        if unsafe { rustix::mm::mlock(buffer.start.as_ptr().cast(), buffer.len) }.is_ok() {
+            assert!(!buffer.try_renew());
+        }
     }
 
     #[test]

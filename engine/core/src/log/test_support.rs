@@ -13,7 +13,7 @@ use crate::format::names::{TopicName, TopicPartition};
 use crate::format::side_file::SideFileBuilder;
 use crate::log::step::{Companions, OpenedLog, Step, StepOutput};
 use crate::log::{LogConfig, LogDir, LogDirOptions, WriteMode};
-use crate::platform::{Arena, Chunk, Lease, Platform};
+use crate::platform::{Arena, Chunk, Content, Lease, Platform};
 use crate::types::{ByteCount, LeaderEpoch, Offset, Position, Timestamp};
 
 /// A platform for steps only. Its memory types have no values.

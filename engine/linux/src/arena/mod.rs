@@ -32,7 +32,7 @@ use pages::LENT_RUN_LEN_MIN;
 use slab::{BOUNCE_GRANULES, BOUNCE_WORD, Run};
 
 pub use chunk::{LinuxChunk, LinuxLease};
-pub(crate) use pages::{PageRound, StalePages};
+pub(crate) use pages::{NOT_REPLACED, PageRound, StalePages};
 pub use slab::LinuxSlab;
 
 /// Bytes of a slab that chunks can be taken from; the rest are its bounce blocks.

@@ -12,7 +12,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use rohrpost_engine_core::platform::SLAB_LEN;
+use rohrpost_engine_core::ops::Event;
+use rohrpost_engine_core::platform::{Platform, SLAB_LEN};
 
 use super::owned::GRANULE_LEN;
 use super::slab::{LinuxSlab, SlabShared};
@@ -48,6 +49,11 @@ pub(super) struct Pages {
 }
 
 impl Pages {
+    /// `lends`: whether the system lets go of pages.
+    pub(super) fn new(lends: bool) -> Self {
+        Self { stuck: AtomicBool::new(!lends), ..Self::default() }
+    }
+
     /// Marks the page of an owned run as lent. `false`: its bytes must be copied.
     ///
     /// [U5] The caller owns part of the run, so the arena, which takes it back after its last owner, sees
@@ -146,10 +152,16 @@ impl StalePages {
     }
 }
 
+/// What is to be said when a lent page cannot be replaced.
+pub(crate) const NOT_REPLACED: &str = "sends no more by reference: the system does not let go of memory that was sent, \
+     as if it were locked (mlockall); it is copied instead, which costs CPU";
+
 /// A driver's part in the round of the pages of its shard's slabs.
 #[derive(Debug, Default)]
 pub(crate) struct PageRound {
     slabs: Vec<Watched>,
+    /// A page could not be replaced, and that was said.
+    stuck: bool,
 }
 
 #[derive(Debug)]
@@ -161,12 +173,21 @@ struct Watched {
 impl PageRound {
     /// A round over up to `slabs_max` slabs without allocation.
     pub(crate) fn with_capacity(slabs_max: usize) -> Self {
-        Self { slabs: Vec::with_capacity(slabs_max) }
+        Self { slabs: Vec::with_capacity(slabs_max), stuck: false }
     }
 
     /// Includes a slab.
     pub(crate) fn watch(&mut self, slab: &LinuxSlab) {
         self.slabs.push(Watched { slab: LinuxSlab(Arc::clone(&slab.0)), under_way: false });
+    }
+
+    /// Includes the slabs that have just come.
+    pub(crate) fn watch_grown<P: Platform<Slab = LinuxSlab>>(&mut self, events: &[Event<P>]) {
+        for event in events {
+            if let Event::Grown(slab) = event {
+                self.watch(slab);
+            }
+        }
     }
 
     /// Hands the pages that the arena wants replaced to `submit`, one batch per slab at a time.
@@ -181,8 +202,10 @@ impl PageRound {
         }
     }
 
-    /// Gives pages that were backed afresh to the arena, after `register` has registered their slab again.
-    pub(crate) fn take_backed(&mut self, mut register: impl FnMut(&LinuxSlab)) {
+    /// Gives pages that were backed afresh to the arena, after `register` has registered their slab again. Whether
+    /// pages turned out not to be replaceable, for the first time: [`NOT_REPLACED`].
+    pub(crate) fn take_backed(&mut self, mut register: impl FnMut(&LinuxSlab)) -> bool {
+        let mut stuck = self.stuck;
         for Watched { slab, under_way } in &mut self.slabs {
             let pages = slab.0.pages();
             if *under_way && pages.batch_done.load(Ordering::Acquire) {
@@ -194,6 +217,8 @@ impl PageRound {
                 pages.replaced.fetch_or(backed, Ordering::Release);
                 *under_way = false;
             }
+            stuck |= pages.stuck.load(Ordering::Relaxed);
         }
+        std::mem::replace(&mut self.stuck, stuck) != stuck
     }
 }

@@ -46,7 +46,8 @@ impl LinuxSlab {
     pub fn allocate(index: u32) -> io::Result<Self> {
         let mut memory = AlignedBuffer::new(SLAB_LEN.as_usize())?;
         memory.populate()?;
-        Ok(Self(Arc::new(SlabShared::new(memory, index))))
+        let lends = memory.try_renew();
+        Ok(Self(Arc::new(SlabShared::new(memory, index, lends))))
     }
 
     /// Number of the slab in its arena, and so of its registered buffer.
@@ -81,7 +82,7 @@ pub(super) struct SlabShared {
 }
 
 impl SlabShared {
-    fn new(memory: AlignedBuffer, index: u32) -> Self {
+    fn new(memory: AlignedBuffer, index: u32, lends: bool) -> Self {
         Self {
             memory,
             index,
@@ -90,7 +91,7 @@ impl SlabShared {
             orders: (0..GRANULES).map(|_| AtomicU8::new(0)).collect(),
             returned: [const { AtomicU64::new(0) }; BOUNCE_WORD + 1],
             returned_len: AtomicU64::new(0),
-            pages: Pages::default(),
+            pages: Pages::new(lends),
         }
     }
 

@@ -27,7 +27,7 @@ use rohrpost_engine_core::types::{Nanos, Timestamp};
 use rustix::event::epoll;
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::arena::{LinuxArena, LinuxChunk, LinuxLease, LinuxSlab, PageRound};
+use crate::arena::{LinuxArena, LinuxChunk, LinuxLease, LinuxSlab, NOT_REPLACED, PageRound};
 use crate::disk::LinuxDisk;
 use crate::file::{LinuxFile, errno_of};
 use crate::helper::ShardHelper;
@@ -313,12 +313,10 @@ impl PollDriver {
     fn take_messages(&mut self, events: &mut Vec<Event<PollPlatform>>) {
         let first = events.len();
         self.inbox.drain(events);
-        for event in &events[first..] {
-            if let Event::Grown(slab) = event {
-                self.pages.watch(slab);
-            }
+        self.pages.watch_grown(&events[first..]);
+        if self.pages.take_backed(|_| {}) {
+            self.replies.remark(&NOT_REPLACED);
         }
-        self.pages.take_backed(|_| {});
     }
 
     /// Receives once from every connection that has something; the rest of it waits for the next turn.

@@ -26,7 +26,7 @@ use super::recv::RecvPool;
 use super::ring::{Cqe, Ring, RingError};
 use super::setup_error::{SetupError, reason_of};
 use super::slab::{Key, Kind};
-use crate::arena::{LinuxSlab, PageRound};
+use crate::arena::{LinuxSlab, NOT_REPLACED, PageRound};
 use crate::file::{errno_of, errno_of_io};
 use crate::helper::ShardHelper;
 use crate::inbox::{Inbox, ReplySink};
@@ -164,7 +164,9 @@ impl UringDriver {
     /// Gives replaced pages back to the arena, once the ring knows them.
     fn return_pages(&mut self) {
         let mut pages = std::mem::take(&mut self.pages);
-        pages.take_backed(|slab| self.renew_registration(slab));
+        if pages.take_backed(|slab| self.renew_registration(slab)) {
+            self.replies.remark(&NOT_REPLACED);
+        }
         self.pages = pages;
     }
 
