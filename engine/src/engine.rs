@@ -123,7 +123,7 @@ impl Engine {
     }
 
     /// What was noticed about the log directory at the start, one sentence each.
-    pub fn notes(&self) -> &[String] {
+    pub fn notes(&self) -> Vec<String> {
         self.log_dir.notes()
     }
 

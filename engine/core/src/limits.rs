@@ -61,6 +61,9 @@ pub struct ShardLimits {
     /// price of reading again what the next reader of the same range asks for, and of some throughput where several
     /// such readers share a disk.
     pub cold_by_splice: bool,
+    /// Bytes a second of old segments that are read and checked in the background, while commits leave the device
+    /// time; zero checks nothing. A round begins an hour after the last one, at the earliest.
+    pub scrub_rate: ByteCount,
 }
 
 impl Default for ShardLimits {
@@ -80,6 +83,7 @@ impl Default for ShardLimits {
             cold_read_len: ByteCount::kib(256),
             cold_ahead_len: ByteCount::mib(1),
             cold_by_splice: false,
+            scrub_rate: ByteCount::mib(4),
         }
     }
 }

@@ -37,9 +37,10 @@ pub(crate) enum StepKind {
     Close,
     DeletePartition,
     PrepareSegment,
+    Scrub,
 }
 
-const STEPS: [StepKind; 10] = [
+const STEPS: [StepKind; 11] = [
     StepKind::Open,
     StepKind::CreateSegment,
     StepKind::OpenSegment,
@@ -50,6 +51,7 @@ const STEPS: [StepKind; 10] = [
     StepKind::Close,
     StepKind::DeletePartition,
     StepKind::PrepareSegment,
+    StepKind::Scrub,
 ];
 const FIRST_STEP: u64 = 5;
 

@@ -88,7 +88,11 @@ impl MemoryDisk {
 
     /// Content of a file, if it exists.
     pub(crate) fn get(&self, path: impl AsRef<Path>) -> Option<Vec<u8>> {
-        self.files().remove(path.as_ref())
+        let state = self.state();
+        match state.nodes.get(path.as_ref()) {
+            Some(Node::File(file)) => Some(state.files[*file].clone()),
+            Some(Node::Dir) | None => None,
+        }
     }
 
     /// Puts a file there, with its directories.

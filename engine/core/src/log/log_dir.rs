@@ -15,6 +15,9 @@ use crate::log::files::{remove_tree, replace_file, unlink_if_there};
 use crate::log::root::{create_root, list_partitions, read_meta_properties, read_offsets, take_lock};
 use crate::types::Offset;
 
+/// Remarks that are kept for the operator.
+pub const NOTES_MAX: usize = 256;
+
 /// How a log directory is opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogDirOptions {
@@ -94,6 +97,7 @@ struct State {
     marker: bool,
     /// Directories deleted so far, for the names of the next ones.
     deletions: u64,
+    notes: Vec<String>,
 }
 
 /// A log directory.
@@ -102,7 +106,6 @@ pub struct LogDir<D: Disk> {
     root: PathBuf,
     options: LogDirOptions,
     was_clean: bool,
-    notes: Vec<String>,
     state: Mutex<State>,
     /// `None` where nothing may be changed.
     lock: Option<D::File>,
@@ -132,20 +135,13 @@ impl<D: Disk> LogDir<D> {
         if was_clean || !deleted.is_empty() {
             disk.sync_dir(root)?;
         }
+        state.notes = notes;
         state.live = live.into_iter().collect();
         if was_clean {
             state.clean = state.live.clone();
         }
         let root = root.to_owned();
-        Ok(Arc::new(Self {
-            disk,
-            root,
-            options,
-            was_clean,
-            notes,
-            state: Mutex::new(state),
-            lock: Some(lock),
-        }))
+        Ok(Arc::new(Self { disk, root, options, was_clean, state: Mutex::new(state), lock: Some(lock) }))
     }
 
     /// Opens a log directory to serve what is there: takes no lock and changes nothing, not even what a
@@ -162,8 +158,9 @@ impl<D: Disk> LogDir<D> {
         }
         let entries = disk.list(root)?;
         let was_clean = entries.iter().any(|entry| entry.name == names::CLEAN_SHUTDOWN);
+        state.notes = notes;
         let (root, options) = (root.to_owned(), LogDirOptions::default());
-        Ok(Arc::new(Self { disk, root, options, was_clean, notes, state: Mutex::new(state), lock: None }))
+        Ok(Arc::new(Self { disk, root, options, was_clean, state: Mutex::new(state), lock: None }))
     }
 
     /// Whether nothing may be changed.
@@ -191,9 +188,18 @@ impl<D: Disk> LogDir<D> {
         self.was_clean
     }
 
-    /// Remarks on what was found at opening, for the operator, one sentence each.
-    pub fn notes(&self) -> &[String] {
-        &self.notes
+    /// Remarks for the operator, one sentence each, oldest first: on what was found when the directory and its
+    /// partitions were opened, and on rot that was found since. The first [`NOTES_MAX`] are kept.
+    pub fn notes(&self) -> Vec<String> {
+        self.state().notes.clone()
+    }
+
+    /// Adds a remark, if there is room and it is new.
+    pub(crate) fn note(&self, note: String) {
+        let mut state = self.state();
+        if state.notes.len() < NOTES_MAX && !state.notes.contains(&note) {
+            state.notes.push(note);
+        }
     }
 
     /// The partitions that exist, open or not, in order of name.

@@ -5,6 +5,8 @@ mod commit;
 pub mod config;
 mod epochs;
 mod files;
+#[cfg(test)]
+mod flip_tests;
 mod found;
 #[cfg(test)]
 mod golden_tests;
@@ -24,6 +26,7 @@ mod rescan;
 mod reserve;
 mod root;
 mod scan;
+pub mod scrub;
 pub(crate) mod segment;
 mod segments;
 pub mod step;

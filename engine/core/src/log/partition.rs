@@ -318,7 +318,7 @@ impl<P: Platform> Partition<P> {
         None
     }
 
-    fn identity(&self, base_offset: Offset) -> SegmentIdentity {
+    pub(crate) fn identity(&self, base_offset: Offset) -> SegmentIdentity {
         SegmentIdentity { topic_id: self.topic_id, partition: self.name.partition(), base_offset }
     }
 

@@ -19,7 +19,7 @@ use crate::log::inventory::{Inventory, segment_path, unlink_segment};
 use crate::log::log_dir::LogDir;
 use crate::log::repair::{create_first_segment, cut_other_files, repair_segment};
 use crate::log::step::{OpenedLog, OpenedSegment, RecoveryReport};
-use crate::log::verdict::{Behind, Verdict, judge, torn_len};
+use crate::log::verdict::{Behind, Past, Verdict, judge, torn_len};
 use crate::platform::Platform;
 use crate::types::{ByteCount, Offset, Position};
 
@@ -38,15 +38,30 @@ where
     config.validate()?;
     if log_dir.is_read_only() {
         let dir = log_dir.partition_dir(name);
-        return Opening { log_dir, tp: name, dir, config, clean: log_dir.was_clean() }.run_read_only();
+        let opened = Opening { log_dir, tp: name, dir, config, clean: log_dir.was_clean() }.run_read_only();
+        note_recovery(log_dir, name, &opened);
+        return opened;
     }
     let clean = log_dir.mark_open(name)?;
     let opened = Opening { log_dir, tp: name, dir: log_dir.partition_dir(name), config, clean }.run();
+    note_recovery(log_dir, name, &opened);
     let untouched = !matches!(opened, Ok(_) | Err(PartitionError::Disk(_)));
     if clean && untouched {
         log_dir.mark_untouched(name);
     }
     opened
+}
+
+/// What the operator should know of an opening, whoever asked for it.
+fn note_recovery<P: Platform>(
+    log_dir: &LogDir<P::Disk>,
+    name: &TopicPartition,
+    opened: &Result<Box<OpenedLog<P>>, PartitionError>,
+) {
+    match opened {
+        Ok(opened) => opened.recovery.notes.iter().for_each(|note| log_dir.note(format!("{name}: {note}"))),
+        Err(error) => log_dir.note(format!("{name} was not opened: {error}")),
+    }
 }
 
 struct Opening<'a, D: Disk> {
@@ -251,6 +266,8 @@ impl<D: Disk> Opening<'_, D> {
         removed: &mut Vec<Offset>,
         report: &mut RecoveryReport,
     ) -> Result<Vec<(Found<D>, Verdict)>, PartitionError> {
+        let (clean, durability) = (self.clean, self.config.durability);
+        let past = Past { recovery_point, durability, clean };
         let last_with_batches = found.iter().rposition(|found| found.end > Position::ZERO);
         let bases: Vec<Offset> = found.iter().map(|found| found.base_offset).collect();
         let mut segments: Vec<(Found<D>, Verdict)> = Vec::with_capacity(found.len());
@@ -262,7 +279,7 @@ impl<D: Disk> Opening<'_, D> {
             let has_batches = last_with_batches.is_some_and(|last| last > i);
             let behind = Behind { next_base: bases.get(i + 1).copied(), has_batches };
             let disk = self.log_dir.disk();
-            let verdict = judge(disk, &found, behind, recovery_point, self.config.durability)?;
+            let verdict = judge(disk, &found, behind, &past)?;
             let path = segment_path(&self.dir, found.base_offset, SegmentFileKind::Log);
             match &verdict {
                 Verdict::Corrupt(reason) => {

@@ -241,10 +241,17 @@ fn recovery_may_be_killed_at_any_point() {
 /// A directory served read-only keeps every byte and every name, whatever a crash has left in it.
 #[test]
 fn a_directory_that_is_only_read_is_not_touched() {
+    read_without_touching(true, &[0; 70]);
+    read_without_touching(false, &batch(8, 1, 50)[..70]);
+}
+
+fn read_without_touching(clean: bool, tail: &[u8]) {
     let first = batches(0, 4, 50);
     let disk = killed_with(&[&first[..], &[0; 5000]].concat());
-    disk.put(segment(4, "log"), &[&batches(4, 8, 50)[..], &batch(8, 1, 50)[..70]].concat());
-    disk.put("/data/.kafka_cleanshutdown", b"");
+    disk.put(segment(4, "log"), &[&batches(4, 8, 50)[..], tail].concat());
+    if clean {
+        disk.put("/data/.kafka_cleanshutdown", b"");
+    }
     disk.put("/data/gone-0.0123456789abcdef0123456789abcdef-delete/f", b"");
     disk.put(file("00000000000000000000.log.deleted"), b"");
     disk.take_trace();

@@ -142,7 +142,8 @@ impl<'a> Rescan<'a> {
     }
 }
 
-fn describe(reason: StopReason) -> String {
+/// Why there is no batch, for the operator.
+pub(crate) fn describe(reason: StopReason) -> String {
     match reason {
         StopReason::End => "the file ends".to_owned(),
         StopReason::ZeroTail => "zeros instead of a batch".to_owned(),

@@ -12,6 +12,7 @@ use crate::format::names::{TopicId, TopicPartition};
 use crate::format::side_file::SideFileBuilder;
 use crate::log::log_dir::LogDir;
 use crate::log::recovery::open_partition;
+use crate::log::scrub::{Piece, Scrubbed, scrub};
 use crate::log::{LogConfig, prepare, segments};
 use crate::platform::Platform;
 use crate::types::{ByteCount, LeaderEpoch, Offset, Position, Timestamp};
@@ -107,6 +108,8 @@ pub enum Step<P: Platform> {
         /// The log start offset.
         log_start_offset: Offset,
     },
+    /// Check a piece of a segment against what was written; see [`StepOutput::Scrubbed`].
+    Scrub(Piece),
     /// Remove a partition's directory and its checkpoint entries; see [`StepOutput::PartitionDeleted`].
     DeletePartition {
         /// Which.
@@ -156,6 +159,8 @@ pub enum StepOutput<P: Platform> {
     SegmentsDeleted(Result<(), DiskError>),
     /// From [`Step::Close`].
     Closed(Result<(), DiskError>),
+    /// From [`Step::Scrub`].
+    Scrubbed(Result<Scrubbed, DiskError>),
     /// From [`Step::DeletePartition`].
     PartitionDeleted(Result<(), DiskError>),
 }
@@ -254,6 +259,7 @@ impl<P: Platform> Step<P> {
             | Step::Close { name, .. }
             | Step::DeletePartition { name } => Some(name),
             Step::WriteCompanions(companions) | Step::Seal { companions, .. } => companions.name.as_ref(),
+            Step::Scrub(piece) => Some(&piece.name),
             Step::Extend { .. } => None,
         }
     }
@@ -269,14 +275,14 @@ impl<P: Platform> Step<P> {
         self.run_freely(log_dir)
     }
 
-    /// In a directory that must not be changed, only opening is done.
+    /// In a directory that must not be changed, only opening and looking is done.
     fn refuse_changes(self, log_dir: &LogDir<P::Disk>) -> StepOutput<P>
     where
         P::Disk: Disk<File = P::File>,
     {
         let refused = || DiskError { action: "change", path: log_dir.root().to_owned(), errno: Errno::ROFS };
         match self {
-            Step::Open { .. } | Step::OpenSegment { .. } => self.run_freely(log_dir),
+            Step::Open { .. } | Step::OpenSegment { .. } | Step::Scrub(_) => self.run_freely(log_dir),
             Step::CreateSegment { .. } => StepOutput::SegmentCreated(Err(PartitionError::ReadOnly)),
             Step::PrepareSegment { .. } => StepOutput::SegmentPrepared(Err(PartitionError::ReadOnly)),
             Step::Extend { .. } => StepOutput::Extended(Err(refused())),
@@ -330,6 +336,7 @@ impl<P: Platform> Step<P> {
                     .and_then(|()| segments::close(log_dir, &name, active, log_start_offset, log_end_offset));
                 StepOutput::Closed(closed)
             }
+            Step::Scrub(piece) => StepOutput::Scrubbed(scrub(log_dir, &piece)),
             Step::DeletePartition { name } => {
                 StepOutput::PartitionDeleted(segments::delete_partition(log_dir, &name))
             }

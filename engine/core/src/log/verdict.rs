@@ -4,6 +4,7 @@
 //! when its writer stopped, so what lies further behind a bad batch was complete before that batch was written.
 
 use crate::disk::{Disk, DiskError};
+use crate::format::walk::Check;
 use crate::limits::COMMIT_LEN_MAX;
 use crate::log::Durability;
 use crate::log::found::{Ending, Found};
@@ -17,6 +18,17 @@ pub(crate) struct Behind {
     pub(crate) next_base: Option<Offset>,
     /// Whether any later segment holds a batch.
     pub(crate) has_batches: bool,
+}
+
+/// What is known of the time before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Past {
+    /// Below it every byte was on the device.
+    pub(crate) recovery_point: Offset,
+    /// What an acknowledgement has promised.
+    pub(crate) durability: Durability,
+    /// Whether the log was closed cleanly: its files then end where their batches end.
+    pub(crate) clean: bool,
 }
 
 /// What to do with a segment.
@@ -39,28 +51,37 @@ pub(crate) fn judge<D: Disk>(
     disk: &D,
     found: &Found<D>,
     behind: Behind,
-    recovery_point: Offset,
-    durability: Durability,
+    past: &Past,
 ) -> Result<Verdict, DiskError> {
+    let recovery_point = past.recovery_point;
     let Ending::Damage(damage) = &found.ending else {
         // Segments behind a gap that hold nothing were made for batches that never got this far.
         let behind_gap = behind.next_base.is_some_and(|base| base != found.next_offset);
         let lost = behind_gap && !behind.has_batches && found.scanned && found.next_offset >= recovery_point;
         return Ok(if lost { Verdict::End } else { Verdict::Keep });
     };
-    if behind.next_base == Some(found.next_offset) {
+    let file = found.file.as_ref().expect("a segment with damage was scanned and is open");
+    let mut reader = SegmentReader::new(disk, file, PEEK_BLOCK_LEN)?;
+    let only_zeros = reader.last_nonzero(found.end)? <= found.end;
+    if let Some(at) = misplaced(&mut reader, found, behind)? {
+        return Ok(Verdict::Corrupt(format!(
+            "{damage}; the whole batch there, of offset {at}, belongs before it"
+        )));
+    }
+    if behind.next_base == Some(found.next_offset) && (only_zeros || !past.clean) {
         // The log is whole: this is the space reserved ahead of a segment that was not sealed any more.
         return Ok(Verdict::Trim);
     }
-    let file = found.file.as_ref().expect("a segment with damage was scanned and is open");
-    let mut reader = SegmentReader::new(disk, file, PEEK_BLOCK_LEN)?;
     if let Some(format) = reader.foreign_format(found.end, found.next_offset)? {
         return Ok(Verdict::Foreign(format));
+    }
+    if past.clean && !only_zeros {
+        return Ok(Verdict::Corrupt(format!("{damage}, in a log that was closed cleanly")));
     }
     if found.next_offset < recovery_point {
         return Ok(Verdict::Corrupt(format!("{damage}, below the recovery point {recovery_point}")));
     }
-    if durability == Durability::Written {
+    if past.durability == Durability::Written {
         return Ok(Verdict::End); // a power cut may take anything above the recovery point, by contract
     }
     if let Some(side_end) = found.side_end.filter(|end| *end > found.end) {
@@ -75,6 +96,18 @@ pub(crate) fn judge<D: Disk>(
         Some(at) => Ok(Verdict::Corrupt(format!("{damage}, although a valid batch follows at {at}"))),
         None => Ok(Verdict::End),
     }
+}
+
+/// The base offset of a whole batch right behind the end that has offsets from before it. No torn write leaves that: an
+/// offset has rotted, that batch's or its predecessor's.
+fn misplaced<D: Disk>(
+    reader: &mut SegmentReader<'_, D>,
+    found: &Found<D>,
+    behind: Behind,
+) -> Result<Option<Offset>, DiskError> {
+    let Ok(header) = reader.batch(found.end, found.base_offset, Check::Crc)? else { return Ok(None) };
+    let end = behind.next_base.unwrap_or(found.next_offset).min(found.next_offset);
+    Ok((header.base_offset() < end).then_some(header.base_offset()))
 }
 
 /// Bytes from `found.end` to the last byte that is not zero.

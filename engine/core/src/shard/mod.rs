@@ -19,6 +19,7 @@ mod partitions;
 mod reads;
 mod remote;
 mod scheduler;
+mod scrub;
 mod sends;
 mod table;
 
@@ -41,6 +42,7 @@ use crate::shard::letters::{Opened, Peers};
 use crate::shard::parked::ParkTimer;
 use crate::shard::reads::Reads;
 use crate::shard::scheduler::Scheduler;
+use crate::shard::scrub::Scrub;
 use crate::shard::table::PartitionTable;
 use crate::token::Purpose;
 use crate::types::{ByteCount, Nanos};
@@ -85,6 +87,10 @@ pub struct ShardStats {
     pub fetches_at_others: u64,
     /// Appends of this shard's connections that other shards carried out.
     pub appends_at_others: u64,
+    /// Bytes of old segments that were read and checked in the background.
+    pub scrubbed_len: u64,
+    /// Pieces of a few MiB among them that are not what was written; the log directory's notes say where and why.
+    pub scrub_damages: u64,
     /// Bytes of record batches copied only because they had to go to another shard.
     pub payload_copied_between_shards: u64,
 }
@@ -109,6 +115,7 @@ pub(crate) struct Core<P: Platform, C> {
     woken: Vec<FetchId>,
     reads: Reads,
     scheduler: Scheduler,
+    scrub: Scrub,
     places: Places,
     /// What the driver can do on this host.
     modes: ModeSet,
@@ -160,6 +167,7 @@ impl<P: Platform, S: Service> Shard<P, S> {
             woken: Vec::with_capacity(limits.fetches_max as usize),
             scheduler: Scheduler::new(limits.cold_read_bytes_max, limits.cold_read_len),
             reads: Reads::with_capacity(limits.fetches_max as usize),
+            scrub: Scrub::default(),
             places: Places::new(),
             modes: P::MODES,
             conns,
@@ -265,6 +273,7 @@ impl<P: Platform, S: Service> Shard<P, S> {
         core.scheduler.observe(now, core.stats.committed_len);
         core.expire_parked(service, now, ops);
         core.poll_retention(now, ops);
+        core.poll_scrub(now, ops);
         core.poll_partitions(now, ops);
         core.deliver_outcomes(service, scratch, ops);
         core.poll_woken(service, now, ops);
@@ -302,6 +311,9 @@ impl<P: Platform, S: Service> Shard<P, S> {
         }
         if !core.all.is_empty() {
             sooner(core.next_retention);
+        }
+        if let Some(at) = core.scrub_due() {
+            sooner(at);
         }
         deadline
     }

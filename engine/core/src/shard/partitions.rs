@@ -150,6 +150,7 @@ impl<P: Platform, C> Core<P, C> {
             StepOutput::CompanionsWritten(result) => partition.handle_companions(uid, result),
             StepOutput::Sealed(result) => partition.handle_sealed(uid, result, outcomes),
             StepOutput::SegmentsDeleted(result) => handle_deleted(&mut partition, result, ops),
+            StepOutput::Scrubbed(result) => self.handle_scrubbed(now, result),
             StepOutput::Closed(result) => {
                 debug_assert_eq!(kind, StepKind::Close);
                 if let Err(error) = result {
