@@ -215,7 +215,7 @@ impl<'a> Bench<'a> {
     fn fill(&self) -> Result<(), String> {
         let path = self.mount()?.path().join("ballast");
         let state = rustix::fs::statvfs(self.mount()?.path()).map_err(|error| error.to_string())?;
-        let mib = (state.f_bavail * state.f_frsize >> 20).saturating_sub(1).max(1);
+        let mib = ((state.f_bavail * state.f_frsize) >> 20).saturating_sub(1).max(1);
         let file = fs::File::create(&path).map_err(|error| say(&path, &error))?;
         // The engine takes space meanwhile: what can be had is enough.
         for mib in (1..=mib).rev() {

@@ -11,7 +11,6 @@ use super::PollPlatform;
 use crate::pipe::Loaded;
 
 /// A transfer that waits for room in the socket.
-#[expect(clippy::large_enum_variant, reason = "a box would be an allocation per operation")]
 pub(super) enum Transfer {
     Send(Send<PollPlatform>),
     File(SendFile<PollPlatform>),
