@@ -14,6 +14,7 @@ use rohrpost_engine_core::shard::Shard;
 use rohrpost_engine_linux::arena::LinuxArena;
 use rohrpost_engine_linux::cpu;
 use rohrpost_engine_linux::disk::LinuxDisk;
+use rohrpost_engine_linux::file::open_files_max;
 use rohrpost_engine_linux::helper::{Helper, LinuxPlatform, ShardHelper};
 use rohrpost_engine_linux::inbox::Inbox;
 use rohrpost_engine_linux::net::{ListenOptions, Listener};
@@ -69,10 +70,12 @@ impl Engine {
     /// # Errors
     /// See [`StartError`].
     pub fn start_with<S: Service>(
-        options: EngineOptions,
+        mut options: EngineOptions,
         mut service: impl FnMut(usize) -> S,
     ) -> Result<Self, StartError> {
         check(&options)?;
+        let allowed = open_files_max(options.cores.len(), options.limits.connections_max);
+        options.limits.open_files_max = options.limits.open_files_max.min(allowed);
         let listener = options.listen.map(|addr| listen(&options, addr)).transpose()?;
         let local_addr = listener.as_ref().and_then(|listener| listener.local_addr().ok());
         let log_dir = open_log_dir(&options)?;

@@ -14,6 +14,7 @@ mod fetch_changes;
 mod golden;
 mod interop;
 mod letters;
+mod many;
 mod modes;
 mod reopen;
 mod shard;

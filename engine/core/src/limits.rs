@@ -38,6 +38,9 @@ pub struct ShardLimits {
     pub connections_max: u32,
     /// Open partitions.
     pub partitions_max: u32,
+    /// Segment files kept open; beyond it, those of partitions with nothing under way are closed. The engine lowers
+    /// it to what the process may have open. Below what is used at the same time, appends wait for one another.
+    pub open_files_max: u32,
     /// Fetches under way, parked ones included.
     pub fetches_max: u32,
     /// Requests of one connection that are answered in order; beyond it, receiving pauses.
@@ -73,6 +76,7 @@ impl Default for ShardLimits {
             arena_len_start: ByteCount::ZERO,
             connections_max: 4096,
             partitions_max: 16_384,
+            open_files_max: 65_536,
             fetches_max: 8192,
             pipeline_max: 64,
             request_len_max: ByteCount::mib(2),

@@ -34,7 +34,7 @@ pub trait Platform: Sized + 'static {
     /// Blocking file operations, for steps that run on a helper thread.
     type Disk: Disk<File = Self::File>;
     /// An open segment file. Clones share one descriptor, which closes with the last clone.
-    type File: Clone + Send + Sync + Debug + 'static;
+    type File: OpenFile;
     /// The shard's memory.
     type Arena: Arena<Chunk = Self::Chunk, Lease = Self::Lease, Slab = Self::Slab>;
     /// Fresh memory on its way into an arena.
@@ -58,6 +58,13 @@ pub enum Content {
     Written,
     /// Bytes of a log that are read from the device.
     Read,
+}
+
+/// An open file.
+pub trait OpenFile: Clone + Send + Sync + Debug + 'static {
+    /// Whether somebody else holds the descriptor as well. If not, dropping this closes the file, and with it goes its
+    /// lock.
+    fn is_shared(&self) -> bool;
 }
 
 /// A shard's memory: slabs cut into chunks of a power of two from [`CHUNK_LEN_MIN`] to

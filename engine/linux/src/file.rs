@@ -12,7 +12,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use rohrpost_engine_core::disk::{Caching, Errno, OpenMode};
+use rohrpost_engine_core::platform::OpenFile;
 use rustix::fs::{Mode, OFlags, open};
+use rustix::process::{Resource, getrlimit};
+
+/// Descriptors of a process beside its sockets and segments: rings, pipes, locks, and what steps have open.
+const DESCRIPTORS_BESIDE: u64 = 64;
+
+/// With fewer a shard could not do a thing: it tries, and says what is missing.
+const OPEN_FILES_MIN: u32 = 4;
 
 /// An open file; clones share it.
 #[derive(Clone)]
@@ -86,6 +94,25 @@ impl LinuxFile {
     }
 }
 
+impl OpenFile for LinuxFile {
+    fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+}
+
+/// Segment files that each of `shards` shards may keep open: what the process may have open, less its sockets, as
+/// far as they leave most of it, and what rings, pipes and steps take.
+pub fn open_files_max(shards: usize, connections_max: u32) -> u32 {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    open_files_within(limit, shards as u64, u64::from(connections_max))
+}
+
+fn open_files_within(limit: u64, shards: u64, connections_max: u64) -> u32 {
+    let sockets = (connections_max * shards).min(limit / 4);
+    let left = limit.saturating_sub(sockets + DESCRIPTORS_BESIDE);
+    u32::try_from(left / shards.max(1)).unwrap_or(u32::MAX).max(OPEN_FILES_MIN)
+}
+
 /// Opens without `O_NOATIME` where the file belongs to somebody else.
 fn open_noatime(path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
     let mode = Mode::from_raw_mode(0o644);
@@ -129,6 +156,28 @@ mod tests {
         assert_eq!(&bytes, b"first");
         let again = file.clone();
         assert_eq!(again.buffered_fd().unwrap().as_raw_fd(), fd.as_raw_fd());
+    }
+
+    /// Sockets come first but leave three quarters; shards share the rest; there is always a minimum.
+    #[test]
+    fn open_files_fit_the_process() {
+        assert_eq!(open_files_within(20_000, 1, 4096), 15_840);
+        assert_eq!(open_files_within(20_000, 4, 4096), 3_734);
+        assert_eq!(open_files_within(256, 1, 4096), 128);
+        assert_eq!(open_files_within(16, 1, 10), OPEN_FILES_MIN);
+        assert_eq!(open_files_within(u64::MAX, 1, 10), u32::MAX);
+    }
+
+    /// A clone shares the descriptor.
+    #[test]
+    fn a_clone_shares() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = LinuxFile::open(&dir.path().join("a"), OpenMode::CreateNew, Caching::Buffered).unwrap();
+        assert!(!file.is_shared());
+        let clone = file.clone();
+        assert!(file.is_shared());
+        drop(clone);
+        assert!(!file.is_shared());
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rohrpost_engine_core::disk::{Caching, DirEntry, Disk, DiskError, Errno, Lock, OpenMode};
+use rohrpost_engine_core::platform::OpenFile;
 use rohrpost_engine_core::types::{ByteCount, Position, Timestamp};
 
 use crate::storage::{Description, Storage};
@@ -52,6 +53,12 @@ impl SimFile {
 
     fn failed(&self, action: &'static str) -> impl FnOnce(Errno) -> DiskError {
         failed(action, self.path())
+    }
+}
+
+impl OpenFile for SimFile {
+    fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.shared) > 1
     }
 }
 

@@ -159,6 +159,7 @@ fn draw_limits(partitions: usize, batch_len_max: u64, prng: &mut Prng) -> (Shard
         arena_len_start: ByteCount::ZERO,
         connections_max: 8,
         partitions_max: 16,
+        open_files_max: *prng.pick(&[1, 2, 64, 64]),
         fetches_max: *prng.pick(&[2, 8, 64]),
         pipeline_max: 4,
         request_len_max: ByteCount::mib(1),

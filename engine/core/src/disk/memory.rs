@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::disk::{Caching, DirEntry, Disk, DiskError, Errno, Lock, OpenMode};
-use crate::platform::DIRECT_IO_ALIGN;
+use crate::platform::{DIRECT_IO_ALIGN, OpenFile};
 use crate::types::{ByteCount, Position, Timestamp};
 
 const NOT_EMPTY: Errno = Errno(39);
@@ -59,6 +59,12 @@ struct Handle {
 impl fmt::Debug for MemoryFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "MemoryFile({})", self.handle.path.display())
+    }
+}
+
+impl OpenFile for MemoryFile {
+    fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.handle) > 1
     }
 }
 

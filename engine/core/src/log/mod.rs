@@ -14,6 +14,8 @@ mod identity;
 mod inventory;
 mod load;
 pub mod log_dir;
+pub(crate) mod open_files;
+mod parking;
 pub(crate) mod partition;
 mod prepare;
 mod recovery;

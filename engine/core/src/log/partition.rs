@@ -17,14 +17,14 @@ use crate::format::names::TopicId;
 use crate::format::names::TopicPartition;
 use crate::format::side_file::SegmentIdentity;
 use crate::log::LogConfig;
-use crate::log::segment::{Prepared, Segment, SegmentFile, SegmentState};
-use crate::log::step::{OpenedLog, Step};
+use crate::log::open_files::OpenFiles;
+use crate::log::segment::{Prepared, Segment, SegmentState};
+use crate::log::step::OpenedLog;
 use crate::log::tail::Tail;
 use crate::memory::Memory;
 use crate::message::{Appended, CallId, PartitionId, ShardId, Ticket, Watermarks};
-use crate::ops::{ConnId, Ops};
+use crate::ops::ConnId;
 use crate::platform::{CHUNK_LEN_MIN, Platform};
-use crate::token::StepKind;
 use crate::types::{ByteCount, LeaderEpoch, Nanos, Offset, Position};
 
 /// Who gets the answer to a request.
@@ -132,6 +132,8 @@ pub(crate) struct Partition<P: Platform> {
     /// Not before this may a failed reservation or a full write be tried again.
     pub(crate) retry_at: Nanos,
     pub(crate) steps_in_flight: u32,
+    /// The shard's count of open files.
+    pub(crate) open_files: OpenFiles,
     /// The next segment's file, made ahead of need.
     pub(crate) prepared: Prepared<P>,
     /// Fetches that wait for data: slot and generation; stale ones are dropped at the next wake-up.
@@ -144,7 +146,13 @@ pub(crate) struct Partition<P: Platform> {
 }
 
 impl<P: Platform> Partition<P> {
-    pub(crate) fn opening(id: PartitionId, name: TopicPartition, config: LogConfig, ticket: Ticket) -> Self {
+    pub(crate) fn opening(
+        id: PartitionId,
+        name: TopicPartition,
+        config: LogConfig,
+        ticket: Ticket,
+        open_files: OpenFiles,
+    ) -> Self {
         Self {
             id,
             name,
@@ -169,6 +177,7 @@ impl<P: Platform> Partition<P> {
             disk_full: None,
             retry_at: Nanos::ZERO,
             steps_in_flight: 0,
+            open_files,
             prepared: Prepared::No,
             parked: Vec::new(),
             deletions: VecDeque::new(),
@@ -183,7 +192,8 @@ impl<P: Platform> Partition<P> {
         self.topic_id = opened.topic_id;
         for (index, segment) in opened.segments.into_iter().enumerate() {
             let identity = self.identity(segment.base_offset);
-            let segment = Segment::opened(memory.new_uid(), segment, identity, index + 1 == count);
+            let segment =
+                Segment::opened(memory.new_uid(), segment, identity, index + 1 == count, &self.open_files);
             self.segments.push_back(segment);
         }
         self.log_start_offset = opened.log_start_offset;
@@ -301,21 +311,6 @@ impl<P: Platform> Partition<P> {
     pub(crate) fn end_appends(&mut self, error: &AppendError, outcomes: &mut Vec<AckOutcome>) {
         outcomes.extend(self.acks.drain(..).map(|ack| (ack.origin, Err(error.clone()))));
         outcomes.extend(self.waiting.drain(..).map(|append| (append.origin, Err(error.clone()))));
-    }
-
-    /// The file of a segment; `None` while it is being opened, which this asks for if nobody has.
-    pub(crate) fn segment_file(&mut self, index: usize, ops: &mut Ops<P>) -> Option<P::File> {
-        let segment = &mut self.segments[index];
-        match &segment.file {
-            SegmentFile::Open(file) => return Some(file.clone()),
-            SegmentFile::Requested => return None,
-            SegmentFile::Closed => {}
-        }
-        segment.file = SegmentFile::Requested;
-        let base_offset = segment.base_offset;
-        let step = Step::OpenSegment { name: self.name.clone(), config: self.config.clone(), base_offset };
-        self.push_step(StepKind::OpenSegment, Some(index), step, ops);
-        None
     }
 
     pub(crate) fn identity(&self, base_offset: Offset) -> SegmentIdentity {

@@ -90,6 +90,7 @@ fn a_clean_close_leaves_no_prepared_file() {
     let _prepared = prepare(&dir);
     let step = Step::<StepsOnly>::Close {
         name: name(),
+        config: config(),
         active: None,
         prepared: true,
         log_end_offset: Offset::ZERO,

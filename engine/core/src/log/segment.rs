@@ -9,6 +9,7 @@ use crate::format::index::IndexError;
 use crate::format::index_build::IndexBuilder;
 use crate::format::side_file::{SIDE_INTERVAL_DEFAULT, SegmentIdentity, SideFileBuilder};
 use crate::log::LogConfig;
+use crate::log::open_files::{OpenFiles, Slot};
 pub(crate) use crate::log::step::PreparedSegment;
 use crate::log::step::{CompanionsLen, OpenedSegment};
 use crate::platform::{DIRECT_IO_ALIGN, Platform};
@@ -18,10 +19,12 @@ use crate::types::{ByteCount, Offset, Position, Timestamp};
 pub(crate) enum SegmentFile<P: Platform> {
     /// Not open, nobody has asked.
     Closed,
+    /// There, of a segment that is not sealed, and closed to spare a descriptor.
+    Parked,
     /// A step is opening or creating it.
-    Requested,
+    Requested(#[expect(dead_code, reason = "it counts while it lives")] Slot),
     /// Open.
-    Open(P::File),
+    Open(P::File, #[expect(dead_code, reason = "it counts while it lives")] Slot),
 }
 
 /// Where a segment stands in its life.
@@ -57,6 +60,8 @@ pub(crate) struct Segment<P: Platform> {
     pub(crate) end: Position,
     pub(crate) state: SegmentState,
     pub(crate) file: SegmentFile<P>,
+    /// It has been opened again, and what it was opened for may not have begun yet.
+    pub(crate) reopened: bool,
     /// End of the reserved blocks; no commit reaches beyond it.
     pub(crate) preallocated: Position,
     /// A step is reserving blocks, or filling them.
@@ -97,6 +102,7 @@ impl<P: Platform> Segment<P> {
             end: Position::ZERO,
             state: SegmentState::Active,
             file: SegmentFile::Closed,
+            reopened: false,
             preallocated: Position::ZERO,
             extending: false,
             zeroing: None,
@@ -120,6 +126,7 @@ impl<P: Platform> Segment<P> {
         opened: OpenedSegment<P>,
         identity: SegmentIdentity,
         active: bool,
+        open_files: &OpenFiles,
     ) -> Self {
         // A side file begins with its header.
         let new_chain = opened.chain.is_some() && opened.companions_len.chain == Position::ZERO;
@@ -130,7 +137,8 @@ impl<P: Platform> Segment<P> {
             next_offset: opened.next_offset,
             end: opened.end,
             state: if active { SegmentState::Active } else { SegmentState::Sealed },
-            file: opened.file.map_or(SegmentFile::Closed, SegmentFile::Open),
+            file: opened.file.map_or(SegmentFile::Closed, |file| SegmentFile::Open(file, open_files.take())),
+            reopened: false,
             // Blocks are reserved whole; the one that holds the end is reserved again with the next extent.
             preallocated: opened.preallocated.align_down(DIRECT_IO_ALIGN),
             extending: false,
@@ -152,7 +160,7 @@ impl<P: Platform> Segment<P> {
     /// The open file, if it is.
     pub(crate) fn file(&self) -> Option<&P::File> {
         match &self.file {
-            SegmentFile::Open(file) => Some(file),
+            SegmentFile::Open(file, _) => Some(file),
             _ => None,
         }
     }

@@ -16,7 +16,7 @@ use crate::log::identity::deletion_id;
 use crate::log::inventory::{segment_path, unlink_segment};
 use crate::log::log_dir::LogDir;
 use crate::log::scan::{PEEK_BLOCK_LEN, SegmentReader};
-use crate::log::step::Companions;
+use crate::log::step::{Companions, LastSegment};
 use crate::types::{ByteCount, Offset, Position};
 
 /// Makes the file of a new active segment, with its lock held, `preallocate` bytes reserved and its name durable.
@@ -91,6 +91,20 @@ pub(crate) fn open_segment<D: Disk>(
     open_log(log_dir.disk(), &path, OpenMode::Read, config.write_mode.caching())
 }
 
+/// Opens a segment that is to be written again, and takes its lock anew.
+pub(crate) fn reopen_segment<D: Disk>(
+    log_dir: &LogDir<D>,
+    name: &TopicPartition,
+    config: &LogConfig,
+    base_offset: Offset,
+) -> Result<D::File, PartitionError> {
+    let dir = log_dir.partition_dir(name);
+    let path = segment_path(&dir, base_offset, SegmentFileKind::Log);
+    let file = open_log(log_dir.disk(), &path, OpenMode::ReadWrite, config.write_mode.caching())?;
+    lock_log(log_dir.disk(), &file, &path, log_dir.options().lock_patience_ms)?;
+    Ok(file)
+}
+
 /// Appends to a segment's companions. Not durable.
 pub(crate) fn write_companions<D: Disk>(log_dir: &LogDir<D>, new: &Companions) -> Result<(), DiskError> {
     let Some(name) = &new.name else { return Ok(()) };
@@ -129,12 +143,19 @@ pub(crate) fn seal<D: Disk>(
 pub(crate) fn close<D: Disk>(
     log_dir: &LogDir<D>,
     name: &TopicPartition,
-    active: Option<(D::File, Position, Companions)>,
-    log_start_offset: Offset,
-    log_end_offset: Offset,
+    config: &LogConfig,
+    active: Option<LastSegment<D::File>>,
+    (log_start_offset, log_end_offset): (Offset, Offset),
 ) -> Result<(), DiskError> {
-    let whole = match &active {
-        Some((file, end, companions)) => finish_segment(log_dir, file, *end, companions)?,
+    let whole = match active {
+        Some(LastSegment { file, end, companions }) => {
+            let reopen = || reopen_segment(log_dir, name, config, companions.base_offset);
+            let file = file.map_or_else(reopen, Ok).map_err(|error| match error {
+                PartitionError::Disk(error) => error,
+                _ => DiskError { action: "lock", path: log_dir.partition_dir(name), errno: Errno::AGAIN },
+            })?;
+            finish_segment(log_dir, &file, end, &companions)?
+        }
         None => true,
     };
     if whole {

@@ -51,7 +51,7 @@ pub enum Step<P: Platform> {
         /// Of them, from the start, blocks to fill with zeros.
         zero: ByteCount,
     },
-    /// Open an existing segment for reading; see [`StepOutput::SegmentOpened`].
+    /// Open an existing segment; see [`StepOutput::SegmentOpened`].
     OpenSegment {
         /// Which partition.
         name: TopicPartition,
@@ -59,6 +59,8 @@ pub enum Step<P: Platform> {
         config: LogConfig,
         /// Which segment.
         base_offset: Offset,
+        /// Whether it will be written again: then its lock is taken.
+        write: bool,
     },
     /// Reserve blocks ahead of the writer; see [`StepOutput::Extended`].
     Extend {
@@ -99,8 +101,10 @@ pub enum Step<P: Platform> {
     Close {
         /// Which partition.
         name: TopicPartition,
-        /// The active segment's file, end and companions; `None` if it has no file yet.
-        active: Option<(P::File, Position, Companions)>,
+        /// Its settings.
+        config: LogConfig,
+        /// The active segment; `None` if it has no file yet.
+        active: Option<LastSegment<P::File>>,
         /// Whether a prepared segment is there, which is no longer wanted.
         prepared: bool,
         /// The end of the log.
@@ -137,6 +141,17 @@ pub struct Companions {
     pub chain_position: Position,
     /// Side file records, encoded; with its header where the position is 0.
     pub chain: Vec<u8>,
+}
+
+/// The active segment of a partition that is being closed.
+#[derive(Debug)]
+pub struct LastSegment<F> {
+    /// `None` if it was closed to spare a descriptor; the step then opens and locks it.
+    pub file: Option<F>,
+    /// End of the last batch.
+    pub end: Position,
+    /// What its companions still lack.
+    pub companions: Companions,
 }
 
 /// What a step brought.
@@ -314,8 +329,9 @@ impl<P: Platform> Step<P> {
                 let prepared = prepare::prepare_segment(log_dir, &dir, &config, preallocate, zero);
                 StepOutput::SegmentPrepared(prepared)
             }
-            Step::OpenSegment { name, config, base_offset } => {
-                StepOutput::SegmentOpened(segments::open_segment(log_dir, &name, &config, base_offset))
+            Step::OpenSegment { name, config, base_offset, write } => {
+                let open = if write { segments::reopen_segment } else { segments::open_segment };
+                StepOutput::SegmentOpened(open(log_dir, &name, &config, base_offset))
             }
             Step::Extend { file, from, to, zero } => {
                 StepOutput::Extended(log_dir.disk().preallocate(&file, from, to, zero).map(|()| to))
@@ -330,11 +346,11 @@ impl<P: Platform> Step<P> {
                 let deleted = segments::delete_segments(log_dir, &name, log_start_offset, &base_offsets);
                 StepOutput::SegmentsDeleted(deleted)
             }
-            Step::Close { name, active, prepared, log_end_offset, log_start_offset } => {
+            Step::Close { name, config, active, prepared, log_end_offset, log_start_offset } => {
                 let removed = if prepared { prepare::remove_prepared(log_dir, &name) } else { Ok(()) };
-                let closed = removed
-                    .and_then(|()| segments::close(log_dir, &name, active, log_start_offset, log_end_offset));
-                StepOutput::Closed(closed)
+                let ends = (log_start_offset, log_end_offset);
+                let close = |()| segments::close(log_dir, &name, &config, active, ends);
+                StepOutput::Closed(removed.and_then(close))
             }
             Step::Scrub(piece) => StepOutput::Scrubbed(scrub(log_dir, &piece)),
             Step::DeletePartition { name } => {

@@ -11,7 +11,7 @@ use crate::format::batch::patch;
 use crate::format::build::BatchBuilder;
 use crate::format::names::{TopicName, TopicPartition};
 use crate::format::side_file::SideFileBuilder;
-use crate::log::step::{Companions, OpenedLog, Step, StepOutput};
+use crate::log::step::{Companions, LastSegment, OpenedLog, Step, StepOutput};
 use crate::log::{LogConfig, LogDir, LogDirOptions, WriteMode};
 use crate::platform::{Arena, Chunk, Content, Lease, Platform};
 use crate::types::{ByteCount, LeaderEpoch, Offset, Position, Timestamp};
@@ -233,7 +233,8 @@ pub(crate) fn close(log_dir: &LogDir<MemoryDisk>, mut log: Box<Opened>) {
     let file = active.file.take().expect("the active segment is open");
     let step = Step::<StepsOnly>::Close {
         name: name(),
-        active: Some((file, active.end, companions)),
+        config: config(),
+        active: Some(LastSegment { file: Some(file), end: active.end, companions }),
         prepared: false,
         log_end_offset: active.next_offset,
         log_start_offset: log.log_start_offset,

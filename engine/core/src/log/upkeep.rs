@@ -4,22 +4,19 @@
 
 use crate::cache::SegmentUid;
 use crate::disk::{DiskError, Errno};
-use crate::error::{FetchError, PartitionError, PartitionFailure};
+use crate::error::{PartitionError, PartitionFailure};
 use crate::format::index::IndexError;
 use crate::format::names::TopicPartition;
 use crate::log::partition::{AckOutcome, Partition, PartitionState};
 use crate::log::reserve::first_extent;
 use crate::log::segment::{Prepared, Segment, SegmentFile, SegmentState};
-use crate::log::step::{Companions, Step};
+use crate::log::step::{Companions, LastSegment, Step};
 use crate::memory::Memory;
 use crate::message::Ticket;
 use crate::ops::{Now, Ops};
 use crate::platform::Platform;
 use crate::token::{Purpose, StepKind};
 use crate::types::{ByteCount, Offset, Position, Timestamp};
-
-/// Sealed segments of one partition that stay open for readers.
-const OPEN_SEALED_MAX: usize = 16;
 
 /// Companions are written when so many durable bytes are not covered by them yet.
 const COMPANIONS_INTERVAL: ByteCount = ByteCount::mib(8);
@@ -46,6 +43,7 @@ impl<P: Platform> Partition<P> {
             if self.segments[index].state == SegmentState::Sealed {
                 break;
             }
+            self.push_reopen(index, now, ops);
             self.push_create(index, now, ops);
             self.push_extend(index, now, ops);
             self.push_zero(index, zero, ops);
@@ -61,12 +59,13 @@ impl<P: Platform> Partition<P> {
         if matches!(self.prepared, Prepared::Requested) {
             return; // the file that is being made is this segment's
         }
+        let slot = self.open_files.take();
         let segment = &mut self.segments[index];
         let wanted = segment.end > Position::ZERO && matches!(segment.file, SegmentFile::Closed);
         if !wanted || segment.state == SegmentState::Sealing || now.mono < self.retry_at {
             return;
         }
-        segment.file = SegmentFile::Requested;
+        segment.file = SegmentFile::Requested(slot);
         let prepared = match std::mem::replace(&mut self.prepared, Prepared::No) {
             Prepared::Ready(prepared) => {
                 segment.zeroed = prepared.zeroed;
@@ -146,30 +145,34 @@ impl<P: Platform> Partition<P> {
         let (log_end_offset, log_start_offset) = (self.log_end_offset(), self.log_start_offset);
         let segment = &mut self.segments[last];
         let file = segment.file().cloned();
-        let active = file.map(|file| (file, segment.end, take_companions(segment, &self.name, true)));
+        let has_file = file.is_some() || matches!(segment.file, SegmentFile::Parked);
+        let active = has_file.then(|| LastSegment {
+            file,
+            end: segment.end,
+            companions: take_companions(segment, &self.name, true),
+        });
         self.state = PartitionState::Closed;
         let prepared = matches!(std::mem::replace(&mut self.prepared, Prepared::No), Prepared::Ready(..));
-        let step =
-            Step::Close { name: self.name.clone(), active, prepared, log_end_offset, log_start_offset };
+        let (name, config) = (self.name.clone(), self.config.clone());
+        let step = Step::Close { name, config, active, prepared, log_end_offset, log_start_offset };
         self.push_step(StepKind::Close, None, step, ops);
     }
 
-    /// A segment's file was made or has been opened.
+    /// A new segment's file was made, or could not be.
     pub(crate) fn handle_segment_file(
         &mut self,
         uid: SegmentUid,
         now: Now,
-        result: Result<(P::File, Option<Position>), PartitionError>,
+        result: Result<(P::File, Position), PartitionError>,
         outcomes: &mut Vec<AckOutcome>,
     ) {
+        let slot = self.open_files.take();
         let Some(segment) = self.segment_mut(uid) else { return };
         match result {
             Ok((file, preallocated)) => {
-                segment.file = SegmentFile::Open(file);
-                if let Some(preallocated) = preallocated {
-                    segment.preallocated = preallocated;
-                    self.disk_full = None;
-                }
+                segment.file = SegmentFile::Open(file, slot);
+                segment.preallocated = preallocated;
+                self.disk_full = None;
             }
             Err(error) => {
                 segment.file = SegmentFile::Closed;
@@ -186,42 +189,6 @@ impl<P: Platform> Partition<P> {
                     }
                 }
             }
-        }
-    }
-
-    /// A sealed segment's file was opened for reading, or could not be.
-    pub(crate) fn handle_segment_opened(
-        &mut self,
-        uid: SegmentUid,
-        result: Result<P::File, PartitionError>,
-    ) -> Result<(), FetchError> {
-        let Some(segment) = self.segment_mut(uid) else { return Ok(()) };
-        let base_offset = segment.base_offset;
-        match result {
-            Ok(file) => {
-                segment.file = SegmentFile::Open(file);
-                self.limit_open_files(uid);
-                Ok(())
-            }
-            Err(error) => {
-                segment.file = SegmentFile::Closed;
-                Err(match error {
-                    PartitionError::Disk(error) => FetchError::Disk(error),
-                    _ => FetchError::ReadFailed { base_offset, position: 0, errno: Errno::IO },
-                })
-            }
-        }
-    }
-
-    /// Closes the oldest open sealed segment beyond a few; operations under way keep their descriptor.
-    fn limit_open_files(&mut self, keep: SegmentUid) {
-        let is_open = |s: &Segment<P>| s.state == SegmentState::Sealed && s.file().is_some();
-        if self.segments.iter().filter(|segment| is_open(segment)).count() <= OPEN_SEALED_MAX {
-            return;
-        }
-        let oldest = self.segments.iter_mut().find(|segment| is_open(segment) && segment.uid != keep);
-        if let Some(segment) = oldest {
-            segment.file = SegmentFile::Closed;
         }
     }
 

@@ -30,6 +30,7 @@ use crate::fetch::ModeSet;
 use crate::fetch::memo::Memo;
 use crate::fetch::transfer::{FetchId, Fetches};
 use crate::limits::{ShardLimits, TURN_SEND_BYTES};
+use crate::log::open_files::OpenFiles;
 use crate::log::partition::{AckOutcome, Partition};
 use crate::memory::Memory;
 use crate::message::{PartitionId, Reply, ShardId, Ticket};
@@ -103,6 +104,10 @@ pub(crate) struct Core<P: Platform, C> {
     /// Every partition, for the slow round of retention and of idle tails.
     all: Vec<PartitionId>,
     detach_cursor: usize,
+    open_files: OpenFiles,
+    /// Files are being closed until there is ample room again.
+    parks_files: bool,
+    park_cursor: usize,
     /// Partitions that may have something to commit, to append or to tidy up.
     ready: VecDeque<PartitionId>,
     commits_in_flight: u32,
@@ -158,6 +163,9 @@ impl<P: Platform, S: Service> Shard<P, S> {
             partitions: PartitionTable::new(),
             all: Vec::new(),
             detach_cursor: 0,
+            open_files: OpenFiles::new(limits.open_files_max),
+            parks_files: false,
+            park_cursor: 0,
             ready: VecDeque::with_capacity(1024),
             commits_in_flight: 0,
             linger_until: None,
@@ -274,6 +282,7 @@ impl<P: Platform, S: Service> Shard<P, S> {
         core.expire_parked(service, now, ops);
         core.poll_retention(now, ops);
         core.poll_scrub(now, ops);
+        core.park_idle_files();
         core.poll_partitions(now, ops);
         core.deliver_outcomes(service, scratch, ops);
         core.poll_woken(service, now, ops);

@@ -18,6 +18,9 @@ use crate::token::{PARTITION_ID_MAX, StepKind};
 /// Idle partitions looked at for memory to give up, per turn.
 const DETACH_PER_TURN: usize = 64;
 
+/// Partitions looked at for files to close, per turn: a lookup each, a system call for what is closed.
+const PARK_PER_TURN: usize = 256;
+
 impl<P: Platform, C> Core<P, C> {
     pub(super) fn handle_request<S: Service<Connection = C>>(
         &mut self,
@@ -85,7 +88,7 @@ impl<P: Platform, C> Core<P, C> {
             return Err(PartitionError::AlreadyOpen);
         }
         let step = Step::Open { name: name.clone(), config: config.clone() };
-        let mut partition = Box::new(Partition::opening(id, name, config, ticket));
+        let mut partition = Box::new(Partition::opening(id, name, config, ticket, self.open_files.clone()));
         partition.push_step(StepKind::Open, None, step, ops);
         self.partitions.put(partition);
         self.all.push(id);
@@ -141,11 +144,12 @@ impl<P: Platform, C> Core<P, C> {
         match output {
             StepOutput::Opened(result) => gone = !self.handle_opened(&mut partition, result, service, ops),
             StepOutput::SegmentCreated(result) => {
-                let result = result.map(|(file, preallocated)| (file, Some(preallocated)));
                 partition.handle_segment_file(uid, now, result, outcomes);
             }
             StepOutput::SegmentPrepared(result) => partition.handle_prepared(result),
-            StepOutput::SegmentOpened(result) => opened = Some(partition.handle_segment_opened(uid, result)),
+            StepOutput::SegmentOpened(result) => {
+                opened = Some(partition.handle_segment_opened(uid, now, result, outcomes));
+            }
             StepOutput::Extended(result) => partition.handle_extended(uid, now, result, outcomes),
             StepOutput::CompanionsWritten(result) => partition.handle_companions(uid, result),
             StepOutput::Sealed(result) => partition.handle_sealed(uid, result, outcomes),
@@ -198,6 +202,9 @@ impl<P: Platform, C> Core<P, C> {
         match result {
             Ok(opened) => {
                 partition.open(*opened, &mut self.memory);
+                if !self.open_files.has_room() {
+                    partition.park_files();
+                }
                 if self.stopping.is_some() {
                     partition.begin_close();
                 }
@@ -335,6 +342,23 @@ impl<P: Platform, C> Core<P, C> {
             let id = self.all[index];
             if let Some(partition) = self.partitions.get_mut(id) {
                 partition.push_retention(&mut self.memory, now, ops);
+            }
+        }
+    }
+
+    /// Closes files of partitions with nothing under way, a few per turn, once all that may be open are.
+    pub(super) fn park_idle_files(&mut self) {
+        if !self.open_files.has_room() {
+            self.parks_files = true;
+        }
+        for _ in 0..PARK_PER_TURN.min(self.all.len()) {
+            self.parks_files = self.parks_files && !self.open_files.has_ample_room();
+            if !self.parks_files {
+                return;
+            }
+            self.park_cursor = (self.park_cursor + 1) % self.all.len();
+            if let Some(partition) = self.partitions.get_mut(self.all[self.park_cursor]) {
+                partition.park_files();
             }
         }
     }
