@@ -151,7 +151,7 @@ impl Default for LogConfig {
             batch_len_max: BATCH_LEN_MAX_DEFAULT,
             durability: Durability::Flushed,
             write_mode: WriteMode::Direct,
-            preallocate_len_min: ByteCount::mib(1),
+            preallocate_len_min: ByteCount::kib(64),
             zero_ahead: true,
             linger_us: 0,
             append_wait_ms_max: 30_000,

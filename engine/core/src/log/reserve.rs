@@ -75,7 +75,9 @@ impl<P: Platform> Partition<P> {
     pub(super) fn push_zero(&mut self, index: usize, allowed: bool, ops: &mut Ops<P>) {
         let segment = &self.segments[index];
         let idle = segment.state == SegmentState::Active && !segment.extending;
-        if !allowed || !idle || !self.wants_zeros() {
+        // A partition that has not outgrown its first step may never need another block.
+        let grows = segment.end.get() >= self.config.preallocate_len_min.get();
+        if !allowed || !idle || !grows || !self.wants_zeros() {
             return;
         }
         let Some(file) = segment.file().cloned() else { return };
