@@ -291,6 +291,7 @@ fn options(args: &RunArgs) -> Result<RunOptions> {
         workloads,
         paths,
         paths_named: !args.paths.is_empty(),
+        is_main_job: args.workload.is_empty() && args.paths.is_empty() && !args.all,
         rounds,
         seconds: args.seconds,
         segments: args.segments.clone(),

@@ -154,6 +154,9 @@ pub struct Workload {
     pub about: String,
     /// Whether the main job runs it.
     pub main: bool,
+    /// Paths that the main job leaves out here, to keep its time: they are compared elsewhere in it.
+    #[serde(default)]
+    pub main_without: Vec<String>,
     /// Length of a measured window.
     pub window_seconds: f64,
     /// Time under load before the window.
@@ -343,6 +346,10 @@ mod tests {
     fn embedded_workloads_are_right() {
         for (name, text) in EMBEDDED {
             parse(name, text).unwrap_or_else(|error| panic!("{error}"));
+        }
+        for workload in Workload::all() {
+            let known = workload.main_without.iter().all(|path| crate::paths::find(path).is_ok());
+            assert!(known && (workload.main || workload.main_without.is_empty()), "{}", workload.name);
         }
         let main: Vec<_> = Workload::all().into_iter().filter(|w| w.main).map(|w| w.name).collect();
         assert_eq!(main, ["backfill-0", "backfill-1", "fanout-4k", "fanout-64k", "append-16k", "tail-4"]);

@@ -45,6 +45,8 @@ pub struct RunOptions {
     pub paths: Vec<&'static Path>,
     /// Whether the paths were asked for by name: then each that a workload cannot use is reported.
     pub paths_named: bool,
+    /// Whether this is the main job, in which some workloads leave out some paths.
+    pub is_main_job: bool,
     /// Rounds per cell.
     pub rounds: usize,
     /// Window length instead of the workload's own.
@@ -248,7 +250,10 @@ impl Runner<'_> {
         };
         let mut paths = Vec::new();
         for path in &self.options.paths {
-            if !self.options.paths_named && path.is_of_other_kind(workload) {
+            let left_out = workload.main_without.iter().any(|name| name == path.name);
+            if !self.options.paths_named && path.is_of_other_kind(workload)
+                || self.options.is_main_job && left_out
+            {
                 continue;
             }
             if let Some(reason) = path.unfit_for(workload) {
