@@ -108,7 +108,7 @@ fn slow_readers_of_unlinked_segments_get_their_bytes_or_the_end() {
             }
             let other = log.open("other-0", small);
             let pending: Vec<_> = (0..130).map(|n| other.append(batch(1_000 + n, 2, 100_000))).collect();
-            pending.into_iter().for_each(|pending| drop(pending.wait().unwrap()));
+            pending.into_iter().for_each(|pending| _ = pending.wait().unwrap());
             let mut whole = 0;
             for (client, offset, mode) in &mut clients {
                 let (body, len) = client.body_or_end();

@@ -76,7 +76,7 @@ fn read_all(
         let file = disk.get(segment(part.base_offset.get(), "log")).unwrap();
         let bytes = &file[..(part.end.get() as usize).min(file.len())];
         for offset in part.base_offset.get()..part.next_offset.get() {
-            let start = part.index.offsets().start_before(Offset::new(offset)).position;
+            let start = part.index.offsets().lookup(Offset::new(offset)).position;
             let Some(window) = bytes.get(start.get() as usize..) else {
                 reading.detected = true;
                 continue;
