@@ -175,9 +175,9 @@ fn what_is_wanted_most_stays() {
             insert(&mut cache, held, 1, HOLDING_UP);
         }
         for old in wanted.into_iter().chain([held]).filter(|old| *old <= granule) {
-            (0..40).for_each(|_| drop(resident(&mut cache, old)));
+            (0..40).for_each(|_| _ = resident(&mut cache, old));
         }
-        (0..3).for_each(|_| drop(resident(&mut cache, granule)));
+        (0..3).for_each(|_| _ = resident(&mut cache, granule));
     }
     assert!(wanted.iter().all(|old| cache.is_resident(UID, at(*old))));
     assert!(!cache.is_resident(UID, at(held)));
