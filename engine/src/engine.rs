@@ -329,11 +329,11 @@ impl Starter<'_> {
             let place = Place { index, core: self.options.cores[index], waiters };
             started.threads.push(spawn(place, Arc::clone(&helper), move || {
                 let (driver, driver_stats) = make(ends)?;
-                let shard = Shard::new(limits.clone(), LinuxArena::new(limits.slabs_max()), service)
-                    .among(ShardId(index as u16), count)
-                    .offering(driver.modes());
-                let _ = stats.set(driver_stats.offering(driver.modes()));
-                Ok((driver, shard))
+                let arena = LinuxArena::new(limits.slabs_max());
+                let shard = Shard::new(limits, arena, service).among(ShardId(index as u16), count);
+                let modes = driver.modes();
+                let _ = stats.set(driver_stats.offering(modes));
+                Ok((driver, shard.offering(modes)))
             })?);
         }
         Ok(started)

@@ -6,14 +6,20 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{ChildStdout, Stdio};
 
-use rohrpost_engine::{DriverChoice, Durability, Engine, LogConfig, Offset, Partition, WriteMode};
+use rohrpost_engine::{
+    DriverChoice, Durability, Engine, EngineOptions, LogConfig, Offset, Partition, PartitionId, WriteMode,
+};
 use rohrpost_tests::host;
-use rohrpost_tests::log::{DRIVERS, batch, config, number_of, options, read_all};
+use rohrpost_tests::log::{DRIVERS, batch, config, number_of, options, read_all, split};
+use rohrpost_tests::served::modes;
+use rohrpost_tests::service::{Client, Fetch, OK, Wire};
 
 const CYCLES: u64 = 20;
+const CYCLES_SHARDS: u64 = 8;
 /// On a slow machine: still every partition gets more than a hundred batches.
 const CYCLES_SLOW: u64 = 6;
 const PARTITIONS: usize = 3;
@@ -21,7 +27,10 @@ const PARTITIONS: usize = 3;
 /// Marks a line of the writer's report.
 const MARK: &str = "ACK";
 
-/// What the writer is told: where, on which driver, which cycle.
+/// Begins a line about an answer that was not what had been sent.
+const WRONG: &str = "WRONG";
+
+/// What the writer is told: on which driver, with how many shards, the first number to send, where.
 const STORY: &str = "ROHRPOST_TEST_STORY";
 
 /// Batch number `number` of a cycle: both processes know what it holds. Lengths from a few bytes to several
@@ -51,17 +60,28 @@ type Acked = Vec<(i64, u64)>;
 
 #[test]
 fn what_a_killed_writer_had_acknowledged_is_there() {
-    const NAME: &str = "crash::what_a_killed_writer_had_acknowledged_is_there";
-    if host::is_child(NAME) {
+    kill_again_and_again("crash::what_a_killed_writer_had_acknowledged_is_there", 1, CYCLES);
+}
+
+/// The same with two shards, while clients of either read what either owns, in every mode; the next start has one
+/// shard or two.
+#[test]
+fn what_killed_shards_had_acknowledged_is_there() {
+    kill_again_and_again("crash::what_killed_shards_had_acknowledged_is_there", 2, CYCLES_SHARDS);
+}
+
+/// The story of both: `name` is the test that runs, here and in the child.
+fn kill_again_and_again(name: &str, shards: usize, cycles: u64) {
+    if host::is_child(name) {
         return write_until_killed();
     }
     for driver in DRIVERS {
         let dir = tempfile::tempdir().unwrap();
         let mut acked: [Acked; PARTITIONS] = Default::default();
         let mut sent_end = 0;
-        for cycle in 0..if host::is_slow() { CYCLES_SLOW } else { CYCLES } {
-            let story = format!("{driver:?} {cycle} {sent_end} {}", dir.path().display());
-            let mut command = host::child_command(NAME, &[]);
+        for cycle in 0..if host::is_slow() { CYCLES_SLOW } else { cycles } {
+            let story = format!("{driver:?} {shards} {sent_end} {}", dir.path().display());
+            let mut command = host::child_command(name, &[]);
             let mut child =
                 command.env(STORY, &story).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
             let lines = BufReader::new(child.stdout.take().unwrap());
@@ -70,10 +90,15 @@ fn what_a_killed_writer_had_acknowledged_is_there() {
             let end = collect(lines, &mut acked, count, || child.kill().unwrap());
             child.wait().unwrap();
             sent_end = sent_end.max(end) + 1_000;
-            check(dir.path(), driver, &acked, sent_end, cycle);
+            let shards = 1 + cycle as usize % shards;
+            check(options_for(dir.path(), driver, shards), &acked, sent_end, cycle);
         }
         assert!(acked.iter().all(|acked| acked.len() > 100), "{driver:?}: a test of something");
     }
+}
+
+fn options_for(root: &Path, driver: DriverChoice, shards: usize) -> EngineOptions {
+    EngineOptions { cores: vec![None; shards], ..options(root, driver) }
 }
 
 /// Reads the writer's report; kills it after `count` lines and takes what else had got into the pipe.
@@ -86,6 +111,7 @@ fn collect(
     let (mut kill, mut seen, mut end) = (Some(kill), 0, 0);
     for line in lines.lines() {
         let line = line.unwrap();
+        assert!(!line.starts_with(WRONG), "{line}");
         let mut words = line.split(' ');
         // A line that the kill has cut short has no end mark: it may be any number's beginning.
         if words.next() != Some(MARK) || !line.ends_with(" .") {
@@ -106,8 +132,9 @@ fn collect(
     end
 }
 
-fn check(root: &Path, driver: DriverChoice, acked: &[Acked; PARTITIONS], sent_end: u64, cycle: u64) {
-    let engine = Engine::start(options(root, driver)).unwrap();
+fn check(options: EngineOptions, acked: &[Acked; PARTITIONS], sent_end: u64, cycle: u64) {
+    let driver = options.driver;
+    let engine = Engine::start(options).unwrap();
     for (index, partition) in open(&engine).iter().enumerate() {
         let story = format!("{driver:?} cycle {cycle} partition {index}");
         let stored = read_all(partition, Offset::ZERO);
@@ -138,18 +165,25 @@ fn check(root: &Path, driver: DriverChoice, acked: &[Acked; PARTITIONS], sent_en
     if cycle.is_multiple_of(2) { drop(engine) } else { engine.shutdown().map(drop).unwrap() }
 }
 
-/// The child: appends to every partition, eight batches in flight each, and reports.
+/// The child: appends to every partition, eight batches in flight each, and reports. Clients read meanwhile if there
+/// are several shards.
 fn write_until_killed() {
     let story = std::env::var(STORY).unwrap();
     let mut words = story.splitn(4, ' ');
     let mut next = || words.next().unwrap();
     let driver = if next() == "Poll" { DriverChoice::Poll } else { DriverChoice::Uring };
-    let (_cycle, first, root) = (next(), next().parse::<u64>().unwrap(), next());
-    let engine = Engine::start(options(Path::new(root), driver)).unwrap();
+    let (shards, first, root) = (next().parse().unwrap(), next().parse::<u64>().unwrap(), next());
+    let listen = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+    let options = EngineOptions { listen, ..options_for(Path::new(root), driver, shards) };
+    let engine = Engine::start_with(options, |_| Wire::default()).unwrap();
     let partitions = open(&engine);
     let mut out = std::io::stdout();
     // The harness has begun a line of its own.
     out.write_all(b"\n").unwrap();
+    if shards > 1 {
+        let (address, ids) = (engine.local_addr().unwrap(), partitions.iter().map(Partition::id).collect());
+        std::thread::spawn(move || read_until_killed(driver, address, ids));
+    }
     let mut number = first;
     let mut waiting: Vec<std::collections::VecDeque<_>> =
         (0..PARTITIONS).map(|_| Default::default()).collect();
@@ -166,6 +200,28 @@ fn write_until_killed() {
             }
             waiting[index].push_back((partition.append(sent(number)), number));
             number += 1;
+        }
+    }
+}
+
+/// Reads every partition from its start, over and over, on connections that the kernel deals out to the shards.
+fn read_until_killed(driver: DriverChoice, address: SocketAddr, ids: Vec<PartitionId>) {
+    for mode in modes(driver).into_iter().cycle() {
+        let mut client = Client::connect(address);
+        for id in &ids {
+            let mut offset = Offset::ZERO;
+            loop {
+                let told = client.fetch(*id, Fetch { mode, ..Fetch::new(offset, 700_000) });
+                if told.status != OK {
+                    println!("{WRONG}: {mode:?} {id:?} {offset}: status {}", told.status);
+                }
+                let batches = split(&told.body, offset);
+                let Some(last) = batches.last() else { break };
+                offset = last.next_offset;
+                if let Some(batch) = batches.iter().find(|batch| !batch.is(&sent(number_of(&batch.bytes)))) {
+                    println!("{WRONG}: {mode:?} {id:?} {} is not what was sent", batch.base_offset);
+                }
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rohrpost_engine::{DriverChoice, Engine, EngineOptions, Offset, Partition, ShardEnd, ShardLimits};
+use rohrpost_engine::{DriverChoice, Engine, EngineOptions, Mode, Offset, Partition, ShardEnd, ShardLimits};
 use rohrpost_tests::log::{DRIVERS, batch, config, options, read_all, split};
 use rohrpost_tests::served::modes;
 use rohrpost_tests::service::{Client, Fetch, OK, Told, Wire};
@@ -122,10 +122,20 @@ fn a_connection_reads_the_partitions_of_every_shard() {
                     }
                 }
             }
+            let ends = pair.stop();
+            assert!(sum(&ends, |end| end.stats.fetches_at_others) > 0, "{driver:?} {mode:?}");
+            assert_eq!(sum(&ends, |end| end.stats.payload_copied_between_shards), 0, "{driver:?} {mode:?}");
+            let len = 2 * pair.sent.iter().flatten().map(|sent| sent.len() as u64).sum::<u64>();
+            let by_mode = match mode {
+                Some(Mode::DirectSplice) => sum(&ends, |end| end.stats.sent_through_pipes),
+                Some(Mode::Splice | Mode::Sendfile) => sum(&ends, |end| end.stats.sent_from_page_cache),
+                Some(Mode::SendRef) => sum(&ends, |end| end.stats.sent_by_reference),
+                _ => sum(&ends, |end| end.stats.sent_from_memory),
+            };
+            assert!(by_mode > len / 4, "{driver:?} {mode:?}: only {by_mode} of {len} bytes went that way");
+            pair.start();
         }
-        let ends = pair.stop();
-        assert!(sum(&ends, |end| end.stats.fetches_at_others) > 0, "{driver:?}");
-        assert_eq!(sum(&ends, |end| end.stats.payload_copied_between_shards), 0, "{driver:?}");
+        pair.stop();
     }
 }
 

@@ -161,10 +161,9 @@ impl<P: Platform, C> Core<P, C> {
                     if let Some(fetch) = self.fetches.get_mut(id) {
                         fetch.state = FetchState::Locating { uid, at };
                     }
-                    let until = missing.plus(match self.reading(id) {
-                        Reading::Edge => CHUNK_LEN_MIN,
-                        _ => request.len_max.min(self.limits.cold_read_bytes_max),
-                    });
+                    let wanted = request.len_max.min(self.limits.cold_read_bytes_max);
+                    let edge = self.reading(id) == Reading::Edge;
+                    let until = missing.plus(if edge { CHUNK_LEN_MIN } else { wanted });
                     return self.await_read(partition, id, uid, missing, until, glance);
                 }
                 Err(error) => return Progress::Failed(Box::new(error)),
