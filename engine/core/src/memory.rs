@@ -126,6 +126,14 @@ impl<P: Platform> Memory<P> {
         }
     }
 
+    /// Whether memory of this kind should be lent. What was written is given up in order of age, a page at a time. What
+    /// was read is not, so while cached chunks have to go for others to come it is copied.
+    pub(crate) fn lends(&self, written: bool) -> bool {
+        let free = self.arena.free_len().get();
+        let is_tight = !self.can_grow() && free * REPLACED_AHEAD_SHARE < self.arena.capacity().get();
+        self.arena.lends() && (written || !is_tight)
+    }
+
     /// Longest chunk for a tail in this arena.
     pub(crate) fn tail_chunk_len_max(&self) -> ByteCount {
         let share = self.arena.capacity().get() / TAIL_CHUNK_SHARE;

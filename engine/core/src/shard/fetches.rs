@@ -9,7 +9,7 @@ use crate::limits::FETCH_LEN_MAX;
 use crate::log::partition::{Origin, Partition, PartitionState};
 use crate::message::Reply;
 use crate::ops::{Now, Ops, SendHow};
-use crate::platform::{Arena, CHUNK_LEN_MIN, Lease, Platform};
+use crate::platform::{CHUNK_LEN_MIN, Lease, Platform};
 use crate::service::Service;
 use crate::shard::Core;
 use crate::shard::conn::AnswerState;
@@ -335,7 +335,7 @@ impl<P: Platform, C> Core<P, C> {
         let piece = match partition.glance(&mut self.memory, uid, at, end) {
             Glance::Resident { lease, start, end: to, written } => {
                 let shared =
-                    is_shared(lease.sent_before(), to.since(start), written) && self.memory.arena.lends();
+                    is_shared(lease.sent_before(), to.since(start), written) && self.memory.lends(written);
                 let how = hand_over(PieceFacts { len, shared, zero_copy, forced }, self.modes);
                 let to = to.min(end).min(at.plus(ByteCount::of_usize(len_max)));
                 Some((lease.slice(at.since(start).as_usize()..to.since(start).as_usize()), how))
