@@ -5,8 +5,6 @@ mod commit;
 pub mod config;
 mod epochs;
 mod files;
-#[cfg(test)]
-mod flip_tests;
 mod found;
 #[cfg(test)]
 mod golden_tests;
