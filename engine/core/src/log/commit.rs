@@ -96,24 +96,31 @@ impl<P: Platform> Partition<P> {
         end: LogPoint,
     ) -> Option<Write<P>> {
         let token = Purpose::Commit(self.id).token();
-        let flushed = self.config.durability == Durability::Flushed;
-        let mut extents = ArrayVec::<P::Lease, WRITE_EXTENTS_MAX>::new();
-        let mut push = |lease| extents.push(lease);
-        if self.config.write_mode == WriteMode::Buffered {
-            self.tail.freeze(end.uid, start, end.position, &mut push);
-            let len = end.position.since(start);
-            return Some(Write { token, file, position: start, extents, bounce: None, len, durable: false });
+        let direct = self.config.write_mode == WriteMode::Direct;
+        let durable = direct && self.config.durability == Durability::Flushed;
+        let (position, len) = self.written_range(start, end.position);
+        let mut frozen_end = end.position;
+        let mut bounce = None;
+        if direct {
+            frozen_end = end.position.align_down(DIRECT_IO_ALIGN);
+            if frozen_end < end.position {
+                bounce = Some(self.bounce_block(memory, end.uid, frozen_end, end.position)?);
+            }
         }
-        let from = start.align_down(DIRECT_IO_ALIGN);
-        let last_block = end.position.align_down(DIRECT_IO_ALIGN);
-        let bounce = if last_block < end.position {
-            Some(self.bounce_block(memory, end.uid, last_block, end.position)?)
-        } else {
-            None
-        };
-        self.tail.freeze(end.uid, from, last_block, &mut push);
-        let len = end.position.align_up(DIRECT_IO_ALIGN).since(from);
-        Some(Write { token, file, position: from, extents, bounce, len, durable: flushed })
+        let mut extents = ArrayVec::<P::Lease, WRITE_EXTENTS_MAX>::new();
+        self.tail.freeze(end.uid, position, frozen_end, |lease| extents.push(lease));
+        Some(Write { token, file, position, extents, bounce, len, durable })
+    }
+
+    /// What a commit of `[start, end)` writes: where from, and how much. Past the page cache, whole blocks.
+    fn written_range(&self, start: Position, end: Position) -> (Position, ByteCount) {
+        match self.config.write_mode {
+            WriteMode::Buffered => (start, end.since(start)),
+            WriteMode::Direct => {
+                let from = start.align_down(DIRECT_IO_ALIGN);
+                (from, end.align_up(DIRECT_IO_ALIGN).since(from))
+            }
+        }
     }
 
     /// A padded copy of the last block.
@@ -146,13 +153,7 @@ impl<P: Platform> Partition<P> {
         outcomes: &mut Vec<AckOutcome>,
     ) {
         let Some(end) = self.in_flight else { return };
-        let start = self.commit_start(end.uid);
-        let expected = match self.config.write_mode {
-            WriteMode::Buffered => end.position.since(start),
-            WriteMode::Direct => {
-                end.position.align_up(DIRECT_IO_ALIGN).since(start.align_down(DIRECT_IO_ALIGN))
-            }
-        };
+        let (_, expected) = self.written_range(self.commit_start(end.uid), end.position);
         match result {
             Ok(len) if len >= expected => {
                 self.short_writes = 0;
