@@ -146,13 +146,11 @@ impl UringDriver {
         Ok(())
     }
 
-    /// Registers a slab again, some of whose pages have been replaced: a registration is of the pages that
-    /// were there when it was made. Requests in flight keep the old one.
+    /// Registers a slab anew, for its replaced pages. Old and new registration may exceed the locked memory.
     fn renew_registration(&mut self, slab: &LinuxSlab) {
         if !self.disk.registered_mut().contains(slab.index()) || self.try_register(slab).is_ok() {
             return;
         }
-        // Both together may exceed the limit of locked memory.
         self.disk.registered_mut().remove(slab.index());
         self.ring.clear_buffer(slab.index());
         if !self.register_memory(slab) {
