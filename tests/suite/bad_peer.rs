@@ -192,8 +192,8 @@ fn clients_that_never_read_cost_the_others_nothing() {
     for driver in DRIVERS {
         let server = Server::start(driver, 180, 500_000);
         let before = resident_kib();
-        let mut deaf = deaf_clients(&server, 50);
-        read_and_append(&server);
+        let mut deaf = deaf_clients(&server, 50, 360);
+        read_and_append(&server, 360);
         let grown = resident_kib().saturating_sub(before);
         // The arena is 64 MiB, some of it touched before; 50 connections hold less than 1 MiB each.
         assert!(grown < 140 << 10, "{driver:?}: {grown} KiB more for 3 GiB that nobody reads");
@@ -208,14 +208,14 @@ fn clients_that_never_read_cost_the_others_nothing() {
     }
 }
 
-/// As many as there may be, so that what is on its way to them takes all of the arena: those that hold it up
-/// are closed, the others get theirs.
+/// So many, all over a log so much larger than the arena, that what is on its way to them takes all of it: those that
+/// hold it up are closed, the others get theirs.
 #[test]
 fn clients_that_hold_all_memory_and_never_read_are_closed() {
     for driver in DRIVERS {
-        let server = Server::start(driver, 180, 500_000);
-        let deaf = deaf_clients(&server, 250);
-        read_and_append(&server);
+        let server = Server::start(driver, 500, 500_000);
+        let deaf = deaf_clients(&server, 250, 1_000);
+        read_and_append(&server, 1_000);
         drop(deaf);
         server.client().ping();
         let stats = server.end();
@@ -223,23 +223,23 @@ fn clients_that_hold_all_memory_and_never_read_are_closed() {
     }
 }
 
-/// Clients that ask, all over the log, and do not listen.
-fn deaf_clients(server: &Server, count: usize) -> Vec<Client> {
+/// Clients that ask, all over a log of so many records, and do not listen.
+fn deaf_clients(server: &Server, count: usize, records: i64) -> Vec<Client> {
     let mut deaf: Vec<_> = (0..count).map(|_| server.client()).collect();
     for (at, client) in deaf.iter_mut().enumerate() {
         for i in 0..60 {
-            let offset = Offset::new((at as i64 * 7 + i) % 300);
+            let offset = Offset::new((at as i64 * 31 + i) % records);
             client.send_fetch(server.partition.id(), Fetch::new(offset, 1 << 20));
         }
     }
     deaf
 }
 
-/// One more client reads the whole log and appends to it.
-fn read_and_append(server: &Server) {
+/// One more client reads the whole log, so many records, and appends to it.
+fn read_and_append(server: &Server, records: i64) {
     let mut good = server.client();
     let mut next = Offset::ZERO;
-    while next < Offset::new(360) {
+    while next < Offset::new(records) {
         let told = good.fetch(server.partition.id(), Fetch::new(next, 1 << 20));
         assert_eq!(told.status, OK);
         next = split(&told.body, next).last().expect("a first batch is whole").next_offset;

@@ -126,12 +126,12 @@ impl<P: Platform> Memory<P> {
         }
     }
 
-    /// Whether memory of this kind should be lent. What was written is given up in order of age, a page at a time. What
-    /// was read is not, so while cached chunks have to go for others to come it is copied.
-    pub(crate) fn lends(&self, written: bool) -> bool {
+    /// Whether memory should be lent. A page that was lent is free only when nobody holds anything of it, so while cached
+    /// chunks have to go for others to come, ranges are copied: peers that do not read would hold all of the arena.
+    pub(crate) fn lends(&self) -> bool {
         let free = self.arena.free_len().get();
         let is_tight = !self.can_grow() && free * REPLACED_AHEAD_SHARE < self.arena.capacity().get();
-        self.arena.lends() && (written || !is_tight)
+        self.arena.lends() && !is_tight
     }
 
     /// Longest chunk for a tail in this arena.

@@ -11,7 +11,6 @@ pub(super) const LONG_FILES: &[(&str, usize, &str)] = &[
     ("bench-harness/src/server/epoll.rs", 450, "one event loop that the baselines share"),
     ("engine/core/src/cache.rs", 425, "one intrusive structure; its links are private to it"),
     ("engine/core/src/format/names.rs", 425, "one table of names"),
-    ("engine/linux/src/uring/driver.rs", 410, "one turn, and what starts and ends it"),
     ("engine/sim/src/oracle.rs", 500, "one model of a partition"),
     ("engine/src/engine.rs", 410, "one start, in the order of its steps"),
 ];

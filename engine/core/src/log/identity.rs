@@ -1,6 +1,12 @@
-//! Ids of topics that the engine creates, and names of directories that it deletes.
+//! Ids of topics, made and read, and names of directories that are deleted.
 
-use crate::format::names::{TopicId, TopicName, TopicPartition};
+use std::path::Path;
+
+use crate::disk::Disk;
+use crate::error::PartitionError;
+use crate::format::checkpoint::{self, CheckpointError};
+use crate::format::names::{self, TopicId, TopicName, TopicPartition};
+use crate::log::files::read_file;
 
 /// The id of a new topic: a hash of its name and the seed, in the form of a random UUID. All partitions of a topic get
 /// the same one; another seed gives another one.
@@ -12,6 +18,18 @@ pub(crate) fn new_topic_id(topic: &TopicName, seed: [u8; 16]) -> TopicId {
         id[0] ^= 0x80; // Kafka's ids never begin with a dash, which command lines take for an option
     }
     TopicId::from_bytes(id)
+}
+
+/// The topic id in a partition's directory.
+pub(crate) fn read_topic_id<D: Disk>(disk: &D, dir: &Path) -> Result<Option<TopicId>, PartitionError> {
+    let path = dir.join(names::PARTITION_METADATA);
+    let unusable = |reason: CheckpointError| {
+        let reason = format!("{reason}; restore it, or open the directory with the program that wrote it");
+        PartitionError::Unusable { path: path.clone(), reason }
+    };
+    read_file(disk, &path)?
+        .map(|bytes| checkpoint::parse_partition_metadata(&bytes).map_err(unusable))
+        .transpose()
 }
 
 /// Tells this deletion of the partition from every other one of this process.

@@ -13,6 +13,11 @@ use crate::log::step::Step;
 use crate::ops::{Now, Ops};
 use crate::platform::{OpenFile, Platform};
 use crate::token::StepKind;
+use crate::types::Nanos;
+
+/// How long a file that was opened again stays open unused: reads wait for their turn at the device and for memory, and
+/// closed before that it would only have to be opened again. Milliseconds.
+const REOPENED_MS: u64 = 100;
 
 /// Sealed segments of one partition that stay open for readers.
 const OPEN_SEALED_MAX: usize = 16;
@@ -23,7 +28,10 @@ impl<P: Platform> Partition<P> {
         let slot = self.open_files.take();
         let segment = &mut self.segments[index];
         let write = match &segment.file {
-            SegmentFile::Open(file, _) => return Some(file.clone()),
+            SegmentFile::Open(file, _) => {
+                segment.kept_until = Nanos::ZERO;
+                return Some(file.clone());
+            }
             SegmentFile::Requested(_) => return None,
             SegmentFile::Closed => false,
             SegmentFile::Parked => true,
@@ -64,7 +72,7 @@ impl<P: Platform> Partition<P> {
         match result {
             Ok(file) => {
                 segment.file = SegmentFile::Open(file, slot);
-                segment.reopened = true;
+                segment.kept_until = now.mono.plus_millis(REOPENED_MS);
                 if segment.state == sealed {
                     self.limit_open_files(uid);
                 } else {
@@ -109,8 +117,8 @@ impl<P: Platform> Partition<P> {
     }
 
     /// Closes what nobody needs open: sealed segments, and the active one if nothing is under way. A file that was
-    /// just opened stays for a turn more.
-    pub(crate) fn park_files(&mut self) {
+    /// just opened stays for what it was opened for.
+    pub(crate) fn park_files(&mut self, now: Now) {
         let live = matches!(self.state, PartitionState::Live);
         let failed = matches!(self.state, PartitionState::Failed(_));
         let idle = match self.state {
@@ -129,7 +137,7 @@ impl<P: Platform> Partition<P> {
                 SegmentState::Active => idle && !file.is_shared(),
                 SegmentState::Full | SegmentState::Sealing => false,
             };
-            if goes && !std::mem::take(&mut segment.reopened) {
+            if goes && now.mono >= segment.kept_until {
                 let parked = live && segment.state == SegmentState::Active;
                 segment.file = if parked { SegmentFile::Parked } else { SegmentFile::Closed };
             }

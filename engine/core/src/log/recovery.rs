@@ -4,17 +4,17 @@
 //! changed; nothing is cut but a torn tail, zeros behind the end, and what lies below the log start offset; what
 //! opening returns is on the device.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::disk::{Disk, Errno};
 use crate::error::PartitionError;
-use crate::format::checkpoint::{self, CheckpointError};
+use crate::format::checkpoint;
 use crate::format::names::{self, SegmentFileKind, TopicId, TopicPartition};
 use crate::log::LogConfig;
 use crate::log::epochs::Epochs;
-use crate::log::files::{read_file, replace_file, unlink_if_there};
+use crate::log::files::{replace_file, unlink_if_there};
 use crate::log::found::{Found, SegmentContext};
-use crate::log::identity::new_topic_id;
+use crate::log::identity::{new_topic_id, read_topic_id};
 use crate::log::inventory::{Inventory, segment_path, unlink_segment};
 use crate::log::log_dir::LogDir;
 use crate::log::repair::{create_first_segment, cut_other_files, repair_segment};
@@ -391,18 +391,6 @@ impl<D: Disk> Opening<'_, D> {
         }
         Ok(segments)
     }
-}
-
-/// The topic id in a partition's directory.
-fn read_topic_id<D: Disk>(disk: &D, dir: &Path) -> Result<Option<TopicId>, PartitionError> {
-    let path = dir.join(names::PARTITION_METADATA);
-    let unusable = |reason: CheckpointError| {
-        let reason = format!("{reason}; restore it, or open the directory with the program that wrote it");
-        PartitionError::Unusable { path: path.clone(), reason }
-    };
-    read_file(disk, &path)?
-        .map(|bytes| checkpoint::parse_partition_metadata(&bytes).map_err(unusable))
-        .transpose()
 }
 
 #[cfg(test)]

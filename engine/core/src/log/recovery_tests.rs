@@ -1,5 +1,7 @@
 //! Opening after a stop of any kind: what is kept, what is cut, what is refused.
 
+use std::path::Path;
+
 use super::*;
 use crate::disk::memory::MemoryDisk;
 use crate::limits::COMMIT_LEN_MAX;

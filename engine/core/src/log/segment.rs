@@ -13,7 +13,7 @@ use crate::log::open_files::{OpenFiles, Slot};
 pub(crate) use crate::log::step::PreparedSegment;
 use crate::log::step::{CompanionsLen, OpenedSegment};
 use crate::platform::{DIRECT_IO_ALIGN, Platform};
-use crate::types::{ByteCount, Offset, Position, Timestamp};
+use crate::types::{ByteCount, Nanos, Offset, Position, Timestamp};
 
 /// The descriptor of a segment.
 pub(crate) enum SegmentFile<P: Platform> {
@@ -60,8 +60,8 @@ pub(crate) struct Segment<P: Platform> {
     pub(crate) end: Position,
     pub(crate) state: SegmentState,
     pub(crate) file: SegmentFile<P>,
-    /// It has been opened again, and what it was opened for may not have begun yet.
-    pub(crate) reopened: bool,
+    /// It has been opened again, and until then stays open for what it was opened for, unless that has begun.
+    pub(crate) kept_until: Nanos,
     /// End of the reserved blocks; no commit reaches beyond it.
     pub(crate) preallocated: Position,
     /// A step is reserving blocks, or filling them.
@@ -102,7 +102,7 @@ impl<P: Platform> Segment<P> {
             end: Position::ZERO,
             state: SegmentState::Active,
             file: SegmentFile::Closed,
-            reopened: false,
+            kept_until: Nanos::ZERO,
             preallocated: Position::ZERO,
             extending: false,
             zeroing: None,
@@ -138,7 +138,7 @@ impl<P: Platform> Segment<P> {
             end: opened.end,
             state: if active { SegmentState::Active } else { SegmentState::Sealed },
             file: opened.file.map_or(SegmentFile::Closed, |file| SegmentFile::Open(file, open_files.take())),
-            reopened: false,
+            kept_until: Nanos::ZERO,
             // Blocks are reserved whole; the one that holds the end is reserved again with the next extent.
             preallocated: opened.preallocated.align_down(DIRECT_IO_ALIGN),
             extending: false,

@@ -334,8 +334,7 @@ impl<P: Platform, C> Core<P, C> {
         };
         let piece = match partition.glance(&mut self.memory, uid, at, end) {
             Glance::Resident { lease, start, end: to, written } => {
-                let shared =
-                    is_shared(lease.sent_before(), to.since(start), written) && self.memory.lends(written);
+                let shared = is_shared(lease.sent_before(), to.since(start), written) && self.memory.lends();
                 let how = hand_over(PieceFacts { len, shared, zero_copy, forced }, self.modes);
                 let to = to.min(end).min(at.plus(ByteCount::of_usize(len_max)));
                 Some((lease.slice(at.since(start).as_usize()..to.since(start).as_usize()), how))

@@ -282,7 +282,7 @@ impl<P: Platform, S: Service> Shard<P, S> {
         core.expire_parked(service, now, ops);
         core.poll_retention(now, ops);
         core.poll_scrub(now, ops);
-        core.park_idle_files();
+        core.park_idle_files(now);
         core.poll_partitions(now, ops);
         core.deliver_outcomes(service, scratch, ops);
         core.poll_woken(service, now, ops);

@@ -142,7 +142,9 @@ impl<P: Platform, C> Core<P, C> {
         let mut gone = false;
         let mut opened = None;
         match output {
-            StepOutput::Opened(result) => gone = !self.handle_opened(&mut partition, result, service, ops),
+            StepOutput::Opened(result) => {
+                gone = !self.handle_opened(&mut partition, result, service, now, ops)
+            }
             StepOutput::SegmentCreated(result) => {
                 partition.handle_segment_file(uid, now, result, outcomes);
             }
@@ -196,6 +198,7 @@ impl<P: Platform, C> Core<P, C> {
         partition: &mut Partition<P>,
         result: Result<Box<OpenedLog<P>>, PartitionError>,
         service: &mut S,
+        now: Now,
         ops: &mut Ops<P>,
     ) -> bool {
         let PartitionState::Opening(ticket) = partition.state else { return true };
@@ -203,7 +206,7 @@ impl<P: Platform, C> Core<P, C> {
             Ok(opened) => {
                 partition.open(*opened, &mut self.memory);
                 if !self.open_files.has_room() {
-                    partition.park_files();
+                    partition.park_files(now);
                 }
                 if self.stopping.is_some() {
                     partition.begin_close();
@@ -347,7 +350,7 @@ impl<P: Platform, C> Core<P, C> {
     }
 
     /// Closes files of partitions with nothing under way, a few per turn, once all that may be open are.
-    pub(super) fn park_idle_files(&mut self) {
+    pub(super) fn park_idle_files(&mut self, now: Now) {
         if !self.open_files.has_room() {
             self.parks_files = true;
         }
@@ -358,7 +361,7 @@ impl<P: Platform, C> Core<P, C> {
             }
             self.park_cursor = (self.park_cursor + 1) % self.all.len();
             if let Some(partition) = self.partitions.get_mut(self.all[self.park_cursor]) {
-                partition.park_files();
+                partition.park_files(now);
             }
         }
     }

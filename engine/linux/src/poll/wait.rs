@@ -24,11 +24,12 @@ pub(super) fn wait_for(
     let mut timeout = timeout.map(timespec);
     let mut calls = 1;
     if timeout.is_some_and(|timeout| timeout != ZERO && timeout < timespec(SHORT_MAX)) {
-        calls += 1;
         match poll(&mut [PollFd::new(epoll, PollFlags::IN)], timeout.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => timeout = Some(ZERO),
+            Ok(0) | Err(Errno::INTR) => return Ok(calls),
+            Ok(_) => timeout = Some(ZERO),
             Err(errno) => return Err(errno),
         }
+        calls += 1;
     }
     match epoll::wait(epoll, rustix::buffer::spare_capacity(events), timeout.as_ref()) {
         Ok(_) | Err(Errno::INTR) => Ok(calls),
