@@ -85,6 +85,8 @@ pub(crate) struct Tally {
     pub(crate) cuts: u64,
     /// Of those, with something unsynced or an append unacknowledged.
     pub(crate) counted: u64,
+    /// Images that their own file system refused; not counted.
+    pub(crate) refused: u64,
     /// How often the recovery from one was cut again.
     pub(crate) in_recovery: u64,
     /// File systems made.
@@ -99,10 +101,10 @@ pub(crate) struct Tally {
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { cuts, counted, in_recovery, images, acked, checked, took } = self;
+        let Self { cuts, counted, refused, in_recovery, images, acked, checked, took } = self;
         write!(
             f,
-            "{counted} counted of {cuts}, {in_recovery} recoveries cut again, {images} images, {acked} batches \
+            "{counted} counted of {cuts}, {refused} refused by the file system, {in_recovery} recoveries cut again, {images} images, {acked} batches \
              acknowledged, {checked} looked for and found, 0 violations, {:.0} s",
             took.as_secs_f64(),
         )

@@ -11,6 +11,12 @@ use crate::log::found::{Ending, Found};
 use crate::log::scan::{PEEK_BLOCK_LEN, SCAN_BLOCK_LEN, SegmentReader, find_batch};
 use crate::types::Offset;
 
+/// What a device writes whole, bytes: the least that any does.
+const SECTOR_LEN: u64 = 512;
+
+/// Length of the field that a batch begins with.
+const BASE_OFFSET_LEN: u64 = 8;
+
 /// What lies behind a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Behind {
@@ -98,13 +104,17 @@ pub(crate) fn judge<D: Disk>(
     }
 }
 
-/// The base offset of a whole batch right behind the end that has offsets from before it. No torn write leaves that: an
-/// offset has rotted, that batch's or its predecessor's.
+/// The base offset of a whole batch right behind the end that has offsets from before it: an offset has rotted, that
+/// batch's or its predecessor's. A torn write leaves that only if the base offset, which no checksum covers, was in
+/// another sector than the rest of its batch; such a batch says nothing.
 fn misplaced<D: Disk>(
     reader: &mut SegmentReader<'_, D>,
     found: &Found<D>,
     behind: Behind,
 ) -> Result<Option<Offset>, DiskError> {
+    if found.end.get() % SECTOR_LEN > SECTOR_LEN - 1 - BASE_OFFSET_LEN {
+        return Ok(None);
+    }
     let Ok(header) = reader.batch(found.end, found.base_offset, Check::Crc)? else { return Ok(None) };
     let end = behind.next_base.unwrap_or(found.next_offset).min(found.next_offset);
     Ok((header.base_offset() < end).then_some(header.base_offset()))
