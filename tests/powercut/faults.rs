@@ -94,6 +94,10 @@ impl<'a> Bench<'a> {
             self.begin(fault)?;
             life = self.start()?;
         } else {
+            if fault == Fault::ReadOnly {
+                // As in a live cut: a write under way may be reported as synced while the file system gives up.
+                life.mark_cut();
+            }
             self.begin(fault)?;
         }
         self.suffer(&mut life, fault)?;

@@ -14,8 +14,9 @@ use crate::types::Offset;
 /// What a device writes whole, bytes: the least that any does.
 const SECTOR_LEN: u64 = 512;
 
-/// Length of the field that a batch begins with.
-const BASE_OFFSET_LEN: u64 = 8;
+/// Bytes of a batch before its magic: base offset, length and leader epoch. Zeros may be all of them or a part, and no
+/// checksum covers them.
+const UNCHECKED_LEN: u64 = 16;
 
 /// What lies behind a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,14 +106,14 @@ pub(crate) fn judge<D: Disk>(
 }
 
 /// The base offset of a whole batch right behind the end that has offsets from before it: an offset has rotted, that
-/// batch's or its predecessor's. A torn write leaves that only if the base offset, which no checksum covers, was in
-/// another sector than the rest of its batch; such a batch says nothing.
+/// batch's or its predecessor's. A torn write leaves that only if what no checksum covers was in another sector than
+/// the rest of its batch; such a batch says nothing.
 fn misplaced<D: Disk>(
     reader: &mut SegmentReader<'_, D>,
     found: &Found<D>,
     behind: Behind,
 ) -> Result<Option<Offset>, DiskError> {
-    if found.end.get() % SECTOR_LEN > SECTOR_LEN - 1 - BASE_OFFSET_LEN {
+    if found.end.get() % SECTOR_LEN >= SECTOR_LEN - UNCHECKED_LEN {
         return Ok(None);
     }
     let Ok(header) = reader.batch(found.end, found.base_offset, Check::Crc)? else { return Ok(None) };
