@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use crate::disk::{FileSystem, Journal, Mounted, text};
 use crate::ledger::{End, Ledger};
 use crate::life::{Life, Load};
 use crate::report::Line;
 use crate::tally::{Run, Tally};
+use rohrpost_tests::disk::{FileSystem, Journal, Mounted, text};
 
 /// Cuts one file system takes before a new one is made.
 const CUTS_PER_IMAGE: u64 = 25;

@@ -13,11 +13,11 @@ use std::time::Duration;
 use rohrpost_tests::host;
 use serde_json::{Value, json};
 
-use crate::disk::{Daemon, FileSystem, Journal, Mounted, say, text};
 use crate::ledger::{End, Ledger};
 use crate::life::{Life, Load};
 use crate::report::Line;
 use crate::tally::{Run, Tally};
+use rohrpost_tests::disk::{Daemon, FileSystem, Journal, Mounted, say, text};
 
 const IMAGE_MIB: u64 = 128;
 /// Acknowledgements before a fault begins, and after it.

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::ledger::Ledger;
 use crate::load::Plant;
@@ -73,20 +73,33 @@ impl Life {
 
     /// Takes lines until one satisfies `wanted`, or the life ends: then `false`.
     pub(crate) fn until(&mut self, mut wanted: impl FnMut(&Line) -> bool) -> Result<bool, String> {
-        let start = Instant::now();
+        let mut strikes = 0;
         loop {
-            match self.lines.recv_timeout(PATIENCE.saturating_sub(start.elapsed())) {
+            match self.lines.recv_timeout(PATIENCE) {
                 Ok(line) => {
                     let found = wanted(&line);
                     self.said.push(line);
+                    strikes = 0;
                     if found {
                         return Ok(true);
                     }
                 }
                 Err(RecvTimeoutError::Disconnected) => return Ok(false),
-                Err(RecvTimeoutError::Timeout) => return Err(format!("silent for {PATIENCE:?}")),
+                // Somebody may have stopped this process or that one for a while.
+                Err(RecvTimeoutError::Timeout) if strikes == 0 || self.state() == "T" => strikes += 1,
+                Err(RecvTimeoutError::Timeout) => {
+                    let (state, last) = (self.state(), self.said.last());
+                    return Err(format!("silent for {PATIENCE:?}, in state {state}, after {last:?}"));
+                }
             }
         }
+    }
+
+    /// The letter that the kernel has for what its process does.
+    fn state(&self) -> String {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
+        // The program's name, in brackets, comes before it.
+        stat.rsplit(") ").next().and_then(|rest| rest.get(..1)).unwrap_or("?").to_owned()
     }
 
     /// Takes lines until there are none for a while, or there is a complaint.

@@ -4,7 +4,6 @@
 //! in this process, the engine in another one; the first violation ends a run with its seed, and the images stay.
 
 mod cuts;
-mod disk;
 mod faults;
 mod kills;
 mod ledger;
@@ -22,9 +21,9 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use rohrpost_tests::host;
 
-use disk::FileSystem;
 use faults::Fault;
 use load::{Plant, Story};
+use rohrpost_tests::disk::{self, FileSystem};
 use tally::{Lab, one};
 
 /// Set for the program when it has mounts of its own.

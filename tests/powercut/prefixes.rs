@@ -8,12 +8,12 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use crate::disk::{Daemon, FileSystem, Journal, Mounted, say, text};
 use crate::ledger::{End, Ledger};
 use crate::life::{Life, Load};
 use crate::report::Line;
 use crate::tally::{Run, Tally};
 use crate::write_log::{Replay, Survivors, WriteLog};
+use rohrpost_tests::disk::{Daemon, FileSystem, Journal, Mounted, say, text};
 
 /// Batches of each partition in the reference workload: some segments, and one deletion of old ones.
 const BATCHES: u64 = 250;

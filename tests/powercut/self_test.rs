@@ -1,9 +1,9 @@
 //! The lab can fail: each lie of the load generator is found out by every tool that can see it, and named for what it is.
 
-use crate::disk::FileSystem;
 use crate::load::Plant;
 use crate::tally::{Lab, Run, Tally};
 use crate::{cuts, kills, prefixes};
+use rohrpost_tests::disk::FileSystem;
 
 /// Crash points, cuts or kills until a lie must have been found.
 const TRIES: u64 = 40;

@@ -64,14 +64,18 @@ pub(crate) fn one(
     println!("{what}: {tally}");
     run.remove()?;
     let Some(results) = &lab.results else { return Ok(()) };
-    let command: Vec<String> = std::env::args().skip(1).collect();
+    let mut command: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(at) = command.iter().position(|word| word == "--results") {
+        command.drain(at..(at + 2).min(command.len())); // a place on one machine
+    }
     let uname = rustix::system::uname();
     let text = format!(
-        "powercut {}\n  Linux {}, commit {}, driver {}\n  {what}: {tally}\n",
+        "powercut {}\n  Linux {}, commit {}, driver {}, seed {}\n  {what}: {tally}\n",
         command.join(" "),
         uname.release().to_string_lossy(),
         host::run(&["git", "rev-parse", "--short", "HEAD"]).unwrap_or_else(|_| "unknown".to_owned()),
         if lab.poll { "poll" } else { "uring" },
+        lab.seed,
     );
     let file = File::options().create(true).append(true).open(results);
     file.and_then(|mut file| file.write_all(text.as_bytes()))

@@ -1,6 +1,7 @@
 //! Helpers of the test suite in `suite/`: the golden directories, a real Apache Kafka broker, an engine to
 //! ill-treat, and hosts that ill-treat it.
 
+pub mod disk;
 pub mod engine;
 pub mod golden;
 pub mod host;

@@ -6,6 +6,7 @@ mod bad_host;
 mod bad_peer;
 mod bad_segment;
 mod bad_space;
+mod conformance;
 mod crash;
 mod dump;
 mod engine_files;

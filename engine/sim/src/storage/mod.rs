@@ -10,6 +10,7 @@ mod entries;
 mod landing;
 mod names;
 mod planes;
+mod possible;
 mod survival;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ use rohrpost_engine_core::types::Timestamp;
 
 pub use names::Inode;
 pub use planes::SECTOR_LEN;
+pub use possible::Observed;
 pub use survival::Survival;
 
 use crate::coverage::{Coverage, Happening};

@@ -111,6 +111,22 @@ impl Names {
         self.directories.values().flat_map(|directory| directory.now.values().copied()).collect()
     }
 
+    /// How many changes are at stake.
+    pub(super) fn pending_count(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// The directories as a cut leaves them that spares the changes so chosen, by their place in time.
+    pub(super) fn settled_with(&self, survives: impl Fn(usize) -> bool) -> Self {
+        let mut names = self.clone();
+        let pending = std::mem::take(&mut names.pending).into_iter().enumerate();
+        names.settle(pending.filter(|(index, _)| survives(*index)).map(|(_, change)| change).collect());
+        for directory in names.directories.values_mut() {
+            directory.now = directory.durable.clone();
+        }
+        names
+    }
+
     /// Makes changes durable, in order.
     fn settle(&mut self, changes: Vec<Change>) {
         for (inode, name, target) in changes.into_iter().flat_map(|change| change.edits) {

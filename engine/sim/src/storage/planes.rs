@@ -209,6 +209,17 @@ impl Planes {
         })
     }
 
+    /// The length that survives at the least, and those at stake.
+    pub(super) fn lengths_at_stake(&self) -> (u64, impl Iterator<Item = u64> + Clone) {
+        (self.durable.len() as u64, self.lengths.iter().map(|(_, len)| *len))
+    }
+
+    /// What a sector may hold after a cut, zeros behind the end.
+    pub(super) fn contents_at_stake(&self, sector: u64) -> Vec<[u8; SECTOR_LEN]> {
+        let versions = self.pending.get(&sector).into_iter().flatten().map(|version| *version.bytes);
+        std::iter::once(*sector_of(&self.durable, sector)).chain(versions).collect()
+    }
+
     fn change_len(&mut self, len: u64, seq: &mut u64) {
         *seq += 1;
         self.data.resize(len as usize, 0);

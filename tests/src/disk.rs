@@ -1,7 +1,6 @@
 //! Disks to be cut: a file with a file system, mounted; on demand behind a block layer that logs every write.
 //!
-//! Owns its mounts and processes: what it has made vanishes with it, and with the mount name space of the lab at the
-//! latest.
+//! Owns its mounts and processes: what it has made vanishes with it, and with the mount name space at the latest.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -9,15 +8,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::host;
 use clap::ValueEnum;
-use rohrpost_tests::host;
 
 /// How long a mount may stay busy, or a service may take to appear.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A journalled file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum FileSystem {
+pub enum FileSystem {
     /// ext4 with its journal, `data=ordered`.
     Ext4,
     /// XFS.
@@ -31,7 +30,8 @@ impl fmt::Display for FileSystem {
 }
 
 impl FileSystem {
-    pub(crate) const ALL: [FileSystem; 2] = [FileSystem::Ext4, FileSystem::Xfs];
+    /// All of them.
+    pub const ALL: [FileSystem; 2] = [FileSystem::Ext4, FileSystem::Xfs];
 
     fn name(self) -> &'static str {
         match self {
@@ -41,7 +41,10 @@ impl FileSystem {
     }
 
     /// Makes a file of `mib` mebibytes with an empty file system; XFS takes at least 300.
-    pub(crate) fn make(self, image: &Path, mib: u64) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// What the file system or the program that makes it said; so for all functions here.
+    pub fn make(self, image: &Path, mib: u64) -> Result<(), String> {
         let mib = if self == FileSystem::Xfs { mib.max(310) } else { mib };
         let file = File::create(image).map_err(|error| say(image, &error))?;
         file.set_len(mib << 20).map_err(|error| say(image, &error))?;
@@ -57,7 +60,7 @@ impl FileSystem {
 
 /// How the journal fares in a live cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Journal {
+pub enum Journal {
     /// What was in memory of it is lost, as in a power cut.
     Dropped,
     /// It reaches the disk first.
@@ -66,30 +69,31 @@ pub(crate) enum Journal {
 
 /// A mounted image.
 #[derive(Debug)]
-pub(crate) struct Mounted {
+pub struct Mounted {
     at: PathBuf,
 }
 
 impl Mounted {
     /// Mounts `image` at `at`, through a loop device that goes with the mount. The journal is replayed here.
-    pub(crate) fn new(image: &Path, at: &Path) -> Result<Self, String> {
+    pub fn new(image: &Path, at: &Path) -> Result<Self, String> {
         fs::create_dir_all(at).map_err(|error| say(at, &error))?;
         host::run(&["mount", "-o", "loop", text(image), text(at)])?;
         Ok(Self { at: at.to_owned() })
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
         &self.at
     }
 
     /// Cuts it: nothing more reaches the disk, everybody gets errors.
-    pub(crate) fn cut(&self, journal: Journal) -> Result<(), String> {
+    pub fn cut(&self, journal: Journal) -> Result<(), String> {
         let how = if journal == Journal::Kept { "shutdown -f" } else { "shutdown" };
         host::run(&["xfs_io", "-x", "-c", how, text(&self.at)]).map(drop)
     }
 
     /// Unmounts; waits for what a killed process still has in flight.
-    pub(crate) fn unmount(self) -> Result<(), String> {
+    pub fn unmount(self) -> Result<(), String> {
         let start = Instant::now();
         loop {
             match host::run(&["umount", text(&self.at)]) {
@@ -113,14 +117,14 @@ impl Drop for Mounted {
 
 /// A block device in user space: QEMU's storage daemon shows a chain of block filters as a file, through FUSE.
 #[derive(Debug)]
-pub(crate) struct Daemon {
+pub struct Daemon {
     child: Child,
     file: PathBuf,
 }
 
 impl Daemon {
     /// Exports the last of `nodes`, whose name is `top`, as the file `at`, as long as `image`.
-    pub(crate) fn start(image: &Path, at: &Path, top: &str, extra: &[String]) -> Result<Self, String> {
+    pub fn start(image: &Path, at: &Path, top: &str, extra: &[String]) -> Result<Self, String> {
         File::create(at).map_err(|error| say(at, &error))?;
         let export = format!("type=fuse,id=export,node-name={top},mountpoint={},writable=on", text(at));
         let mut command = Command::new("qemu-storage-daemon");
@@ -142,12 +146,12 @@ impl Daemon {
     }
 
     /// The file that is the disk.
-    pub(crate) fn file(&self) -> &Path {
+    pub fn file(&self) -> &Path {
         &self.file
     }
 
     /// Ends it, after everything it has been given is on the image; what it has said.
-    pub(crate) fn stop(mut self) -> String {
+    pub fn stop(mut self) -> String {
         let _ = host::run(&["umount", "--lazy", text(&self.file)]);
         self.end()
     }
@@ -177,7 +181,7 @@ impl Drop for Daemon {
 ///
 /// # Errors
 /// What is missing.
-pub(crate) fn missing(programs: &[&str]) -> Result<(), String> {
+pub fn missing(programs: &[&str]) -> Result<(), String> {
     for program in [&["mount", "umount", "losetup", "mkfs.ext4"], programs].concat() {
         if let Err(error) = Command::new(program).arg("--version").stdin(Stdio::null()).output() {
             return Err(format!("{program} cannot be run: {error}"));
@@ -198,11 +202,15 @@ pub(crate) fn missing(programs: &[&str]) -> Result<(), String> {
     Ok(())
 }
 
-/// Paths of the lab are made by it, from letters and digits.
-pub(crate) fn text(path: &Path) -> &str {
+/// A path as an argument.
+///
+/// # Panics
+/// If it is not UTF-8; those of temporary folders are.
+pub fn text(path: &Path) -> &str {
     path.to_str().expect("temporary folders have UTF-8 names")
 }
 
-pub(crate) fn say(path: &Path, error: &dyn fmt::Display) -> String {
+/// An error, and what it was met at.
+pub fn say(path: &Path, error: &dyn fmt::Display) -> String {
     format!("{}: {error}", path.display())
 }
