@@ -70,7 +70,7 @@ pub(crate) fn one(
     }
     let uname = rustix::system::uname();
     let text = format!(
-        "powercut {}\n  Linux {}, commit {}, driver {}, seed {}\n  {what}: {tally}\n",
+        "powercut {}\n  Linux {}, checked out {}, driver {}, seed {}\n  {what}: {tally}\n",
         command.join(" "),
         uname.release().to_string_lossy(),
         host::run(&["git", "rev-parse", "--short", "HEAD"]).unwrap_or_else(|_| "unknown".to_owned()),

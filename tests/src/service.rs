@@ -280,6 +280,16 @@ impl Client {
         self.socket.read_exact(&mut told.body)
     }
 
+    /// Waits until the next answer has begun, without taking any of it.
+    ///
+    /// # Panics
+    /// When nothing comes.
+    pub fn wait_for_answer(&self) {
+        while let Err(error) = self.socket.peek(&mut [0]) {
+            assert_eq!(error.kind(), io::ErrorKind::Interrupted, "no answer: {error}");
+        }
+    }
+
     /// What comes of the next answer's body until it is whole or the connection ends, and how long it was to be.
     pub fn body_or_end(&mut self) -> (Vec<u8>, usize) {
         let mut header = [0; ANSWER_LEN];
@@ -290,6 +300,7 @@ impl Client {
         let (mut body, mut filled) = (vec![0; len], 0);
         while filled < len {
             match self.socket.read(&mut body[filled..]) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(0) | Err(_) => break,
                 Ok(count) => filled += count,
             }

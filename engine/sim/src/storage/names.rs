@@ -72,10 +72,22 @@ impl Names {
         self.pending.push(Change { seq: *seq, edits });
     }
 
-    /// Makes every change of the directory durable.
+    /// Makes every change of the directory durable. A change takes along what happened earlier to the same entries, in
+    /// other directories too: it cannot be there without.
     pub(super) fn sync(&mut self, directory: Inode) {
-        let (synced, rest) =
-            std::mem::take(&mut self.pending).into_iter().partition(|change| touches(change, directory));
+        let mut entries = BTreeSet::new();
+        let (mut synced, mut rest) = (Vec::new(), Vec::new());
+        for change in std::mem::take(&mut self.pending).into_iter().rev() {
+            let mine = change.edits.iter().map(|(inode, name, _)| (*inode, name.clone()));
+            if touches(&change, directory) || mine.clone().any(|entry| entries.contains(&entry)) {
+                entries.extend(mine);
+                synced.push(change);
+            } else {
+                rest.push(change);
+            }
+        }
+        rest.reverse();
+        synced.reverse();
         self.pending = rest;
         self.settle(synced);
     }

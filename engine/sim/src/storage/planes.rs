@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use rohrpost_engine_core::platform::DIRECT_IO_ALIGN;
 use rohrpost_engine_core::types::Timestamp;
 
 use super::survival::Survival;
@@ -222,6 +223,11 @@ impl Planes {
 
     fn change_len(&mut self, len: u64, seq: &mut u64) {
         *seq += 1;
+        let (old, last_page) = (self.len(), len - len % DIRECT_IO_ALIGN);
+        if (old + 1..len).contains(&last_page) {
+            // Real file systems write back page by page, and the length follows.
+            self.lengths.push((*seq, last_page));
+        }
         self.data.resize(len as usize, 0);
         self.lengths.push((*seq, len));
     }

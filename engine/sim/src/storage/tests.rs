@@ -174,6 +174,21 @@ fn entries_are_durable_only_once_their_directory_is_synced() {
     assert_eq!((content(&disk, "a"), content(&disk, "b").map(|b| b.len())), (None, Some(1)));
 }
 
+/// Real file systems do so, too: the entry that a synced rename has removed does not come back with a later sync.
+#[test]
+fn a_synced_rename_takes_along_the_creation_before_it() {
+    let disk = disk(1);
+    disk.create_dir(&path("sub")).expect("no faults");
+    disk.sync_dir(&root()).expect("no faults");
+    drop(create(&disk, "a", Caching::Buffered));
+    disk.rename(&path("a"), &path("sub/b")).expect("it exists");
+    disk.sync_dir(&path("sub")).expect("no faults");
+    disk.sync_dir(&root()).expect("no faults");
+    cut(&disk, Survival::nothing());
+    assert_eq!(content(&disk, "a"), None);
+    assert!(content(&disk, "sub/b").is_some());
+}
+
 #[test]
 fn of_a_rename_both_halves_survive_or_none() {
     let (mut before, mut after) = (0, 0);
