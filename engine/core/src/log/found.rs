@@ -115,6 +115,11 @@ impl<D: Disk> SegmentContext<'_, D> {
         (needed.max(allowed(OFFSET_ENTRY_LEN)), needed.max(allowed(TIME_ENTRY_LEN)))
     }
 
+    /// Whether offsets relative to the segment's base can name this batch: Kafka's are 32 bits.
+    pub(crate) fn names(&self, header: &BatchHeader) -> bool {
+        header.last_offset().get().saturating_sub(self.base_offset.get()) <= i64::from(i32::MAX)
+    }
+
     /// The side file, if it belongs to this segment.
     pub(crate) fn read_side_file(&self) -> Result<Option<SideFile>, DiskError> {
         let bytes = read_file(self.disk, &self.path(SegmentFileKind::Chain))?;

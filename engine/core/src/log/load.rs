@@ -35,6 +35,10 @@ impl<D: Disk> SegmentContext<'_, D> {
         let (end, next_offset, index) = tail;
         // Nothing follows in a log that is only read.
         let continues = last && !self.read_only;
+        let side = if last { self.read_side_file()? } else { None };
+        if side.is_some_and(|side| side.end_position() == end && side.end_offset() != next_offset) {
+            return Ok(None); // as long as it was, with other offsets
+        }
         let chain = continues.then(|| self.load_chain(&file, end, next_offset)).transpose()?;
         companions_len.chain = chain.as_ref().map_or(Position::ZERO, |chain| chain.len);
         Ok(Some(Found {
@@ -91,7 +95,11 @@ impl<D: Disk> SegmentContext<'_, D> {
                     let misplaced =
                         entry.is_some_and(|e| at == start && header.last_offset() > e.last_offset);
                     let unindexed = at.since(start) > UNINDEXED_LEN_MAX;
-                    if misplaced || unindexed || index.push_batch(&header, at).is_err() {
+                    if misplaced
+                        || unindexed
+                        || !self.names(&header)
+                        || index.push_batch(&header, at).is_err()
+                    {
                         return Ok(None);
                     }
                     at = at.plus(header.batch_len());

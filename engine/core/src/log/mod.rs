@@ -5,6 +5,8 @@ mod commit;
 pub mod config;
 mod epochs;
 mod files;
+#[cfg(test)]
+mod flip_tests;
 mod found;
 #[cfg(test)]
 mod golden_tests;

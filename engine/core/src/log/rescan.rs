@@ -45,6 +45,13 @@ impl<D: Disk> SegmentContext<'_, D> {
             if self.next_base.is_some_and(|base| header.next_offset() > base) {
                 break Ending::Damage("a batch reaches into the next segment's offsets".to_owned());
             }
+            if !self.names(&header) {
+                break Ending::Damage(format!(
+                    "a batch of offset {}, which no segment from {} on holds",
+                    header.base_offset(),
+                    self.base_offset
+                ));
+            }
             read.push(&header).map_err(|error| self.unindexable(read.end, error))?;
         };
         if self.next_base.is_some() {
