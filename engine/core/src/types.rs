@@ -132,9 +132,12 @@ impl ByteCount {
 }
 
 impl LeaderEpoch {
-    /// The epoch after this one.
-    pub const fn next(self) -> Self {
-        Self(self.0 + 1)
+    /// The epoch after this one; the last one there is has none.
+    pub const fn next(self) -> Option<Self> {
+        match self.0.checked_add(1) {
+            Some(next) => Some(Self(next)),
+            None => None,
+        }
     }
 }
 

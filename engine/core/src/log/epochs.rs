@@ -56,9 +56,11 @@ impl Epochs {
         self.entries.truncate(keep);
     }
 
-    /// Begins a new epoch at the end of the log.
+    /// Begins a new epoch at the end of the log; goes on with the old one if that is the last there is, which only rot
+    /// or another program can have reached.
     pub(crate) fn raise(&mut self, log_end_offset: Offset) {
-        let epoch = self.entries.last().map_or(LeaderEpoch::ZERO, |last| last.epoch.next());
+        let epoch = self.entries.last().map_or(Some(LeaderEpoch::ZERO), |last| last.epoch.next());
+        let Some(epoch) = epoch else { return };
         self.entries.retain(|entry| entry.start_offset < log_end_offset);
         self.entries.push(EpochStart { epoch, start_offset: log_end_offset });
         self.dirty = true;
