@@ -16,7 +16,7 @@ use crate::results::host::filesystem_of;
 use crate::results::{figures, table};
 use crate::server::ColdReads;
 use crate::workload::{Kind, Workload};
-use crate::{client, flame, inspect, server, sys};
+use crate::{client, flame, inspect, repair, server, sys};
 
 const ROUNDS_DEFAULT: usize = 5;
 /// Prime, so that it beats with no timer.
@@ -44,6 +44,8 @@ enum Command {
     Flame(FlameArgs),
     /// Dump and verify segments, indexes and checkpoints; reads only.
     Inspect(InspectArgs),
+    /// End a damaged partition's log where the damage begins, or say where that is.
+    Repair(repair::RepairArgs),
     /// Print the README's table from committed result files.
     Figures(FiguresArgs),
     /// What this machine offers the engine.
@@ -181,6 +183,7 @@ fn dispatch(command: Option<Command>) -> Result<ExitCode> {
         None => run(&RunArgs::default())?,
         Some(Command::Run(args)) => run(&args)?,
         Some(Command::List) => list(),
+        Some(Command::Repair(args)) => repair::run(&args)?,
         Some(Command::Inspect(args)) => return Ok(run_inspect(&args)),
         Some(Command::Flame(args)) => draw_flames(&args)?,
         Some(Command::Figures(args)) => print!("{}", figures::render(&args.dir, &args.paths)?),

@@ -16,6 +16,7 @@ pub mod method;
 pub mod null;
 pub mod paths;
 pub mod record;
+pub mod repair;
 pub mod results;
 pub mod server;
 pub mod sys;

@@ -39,7 +39,7 @@ pub use rohrpost_engine_core::fetch::{FetchOutcome, FetchRequest, Mode, ModeSet}
 pub use rohrpost_engine_core::format;
 pub use rohrpost_engine_core::format::names::TopicPartition;
 pub use rohrpost_engine_core::limits::ShardLimits;
-pub use rohrpost_engine_core::log::{Durability, LogConfig, OpenError, WriteMode};
+pub use rohrpost_engine_core::log::{Durability, LogConfig, OnDamage, OpenError, WriteMode};
 pub use rohrpost_engine_core::message::{Appended, PartitionId, Watermarks};
 pub use rohrpost_engine_core::ops::Now;
 pub use rohrpost_engine_core::service;

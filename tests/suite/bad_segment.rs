@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use rohrpost_engine::format::crc::crc32c;
 use rohrpost_engine::{
-    ByteCount, DriverChoice, Engine, FetchError, LogConfig, Offset, Partition, PartitionError, RequestError,
+    ByteCount, DriverChoice, Engine, FetchError, LogConfig, Offset, OnDamage, Partition, PartitionError,
+    RequestError,
 };
 use rohrpost_tests::log::{DRIVERS, Ledger, batch, config, options};
 use tempfile::TempDir;
@@ -133,6 +134,47 @@ fn a_corrupt_segment_is_refused_with_the_place_of_the_damage() {
         change(last, |bytes| bytes[100] ^= 1);
         let mut written = written;
         written.check_whole(driver, "the bit is flipped back");
+    }
+}
+
+/// A sealed segment that lost its end, by the operator's choice: served around, which changes nothing and never skips a
+/// record in silence; or cut there, and the log goes on from there.
+#[test]
+fn damage_is_served_around_or_cut_off_by_choice() {
+    for driver in DRIVERS {
+        let written = Written::new(driver, false);
+        let logs = written.files("log");
+        let second: i64 = logs[1].file_stem().unwrap().to_str().unwrap().parse().unwrap();
+        change(&logs[0], |bytes| bytes.truncate(bytes.len() - 1_000));
+        let before = contents(&written.dir.path().join(NAME));
+        let open = |on_damage| {
+            let engine = Engine::start(options(written.dir.path(), driver)).unwrap();
+            let config = LogConfig { on_damage, ..config() };
+            let partition = engine.handle().open_partition_blocking(&NAME.parse().unwrap(), config).unwrap();
+            (engine, partition)
+        };
+
+        let (engine, partition) = open(OnDamage::Serve);
+        let fetch = |offset| partition.fetch(Offset::new(offset), ByteCount::new(1)).wait();
+        assert!(!fetch(0).unwrap().is_empty());
+        let lost = fetch(second - 1).unwrap_err();
+        assert!(matches!(lost, RequestError::Refused(FetchError::Corrupt { .. })), "{lost}");
+        assert!(!fetch(second).unwrap().is_empty());
+        let refused = partition.append(batch(7, 1, 100)).wait().unwrap_err();
+        assert!(refused.to_string().contains("damaged from position"), "{refused}");
+        assert!(engine.notes().iter().any(|note| note.contains("is corrupt")), "{:?}", engine.notes());
+        engine.shutdown().unwrap();
+        assert!(before == contents(&written.dir.path().join(NAME)), "changed by serving");
+
+        let (engine, partition) = open(OnDamage::Cut);
+        let end = partition.watermarks().wait().unwrap().high_watermark;
+        assert!(end < Offset::new(second) && end > Offset::ZERO);
+        assert_eq!(partition.append(batch(7, 1, 100)).wait().unwrap().base_offset, end);
+        engine.shutdown().unwrap();
+        assert_eq!(written.files("log").len(), 1);
+        let (engine, partition) = open(OnDamage::Refuse);
+        assert_eq!(partition.watermarks().wait().unwrap().high_watermark.get(), end.get() + 1);
+        engine.shutdown().unwrap();
     }
 }
 

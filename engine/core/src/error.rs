@@ -129,6 +129,16 @@ pub enum PartitionFailure {
         /// The kernel's answer.
         errno: crate::disk::Errno,
     },
+    /// The log is damaged in its middle. What is whole is served; `rohrpost-bench repair` can end the log there.
+    #[error(
+        "segment {base_offset} is damaged from position {position} on; see `rohrpost-bench inspect` and `repair`"
+    )]
+    Damaged {
+        /// Which segment.
+        base_offset: Offset,
+        /// First bad byte.
+        position: u64,
+    },
     /// A file operation beside the data path failed.
     #[error(transparent)]
     Disk(DiskError),
@@ -168,7 +178,7 @@ pub enum PartitionError {
         errno: crate::disk::Errno,
     },
     /// Data below the end of the log is not what was written. Nothing was changed.
-    #[error("{} is corrupt at position {position}: {reason}; nothing was changed. Inspect it with `rohrpost-bench inspect`", path.display())]
+    #[error("{} is corrupt at position {position}: {reason}; nothing was changed. Inspect it with `rohrpost-bench inspect`; `rohrpost-bench repair` can end the log there", path.display())]
     Corrupt {
         /// The damaged file.
         path: std::path::PathBuf,

@@ -3,7 +3,7 @@
 
 use rohrpost_engine_core::format::names::{TopicName, TopicPartition};
 use rohrpost_engine_core::limits::ShardLimits;
-use rohrpost_engine_core::log::{Durability, LogConfig, WriteMode};
+use rohrpost_engine_core::log::{Durability, LogConfig, OnDamage, WriteMode};
 use rohrpost_engine_core::platform::{CHUNK_LEN_MIN, SLAB_LEN};
 use rohrpost_engine_core::types::ByteCount;
 
@@ -139,6 +139,7 @@ fn draw_partition(number: i32, prng: &mut Prng) -> PartitionSettings {
         zero_ahead: prng.one_in(2),
         linger_us: *prng.pick(&[0, 0, 0, 300]),
         append_wait_ms_max: *prng.pick(&[100, 2_000, 30_000]),
+        on_damage: OnDamage::Refuse,
     };
     let topic = TopicName::new("orders").expect("letters are allowed");
     PartitionSettings { name: TopicPartition::new(topic, number), config }

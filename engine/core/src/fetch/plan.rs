@@ -9,6 +9,7 @@ use crate::format::batch::PREFIX_LEN;
 use crate::format::walk::{Seek, seek};
 use crate::log::partition::Partition;
 use crate::memory::Memory;
+use crate::message::Watermarks;
 use crate::platform::{Lease, Platform};
 use crate::types::{ByteCount, Offset, Position};
 
@@ -143,7 +144,23 @@ impl<P: Platform> Partition<P> {
                 }
             };
         }
+        if segment.damaged {
+            return Err(corrupt(segment.base_offset, segment.end));
+        }
         Ok(Located::Beyond)
+    }
+
+    /// Whether the log has that offset, or will have it next.
+    pub(crate) fn check_offset(&self, offset: Offset) -> Result<(), FetchError> {
+        let (Watermarks { log_start_offset, log_end_offset, .. }, active) =
+            (self.watermarks(), self.active());
+        if active.damaged && offset >= active.next_offset {
+            return Err(corrupt(active.base_offset, active.end));
+        }
+        if offset < log_start_offset || offset > log_end_offset {
+            return Err(FetchError::OffsetOutOfRange { offset, log_start_offset, log_end_offset });
+        }
+        Ok(())
     }
 }
 

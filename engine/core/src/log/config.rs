@@ -57,6 +57,19 @@ impl fmt::Display for WriteMode {
     }
 }
 
+/// What opening does with a log that is damaged where no crash explains it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum OnDamage {
+    /// The partition is refused; nothing is changed.
+    #[default]
+    Refuse,
+    /// What is whole is served: of the damaged segment what lies before the damage, and all other segments. Readers of
+    /// the rest get an error, appends are refused, and nothing is changed.
+    Serve,
+    /// The log ends at the damage. Everything behind it is dropped for good, acknowledged or not.
+    Cut,
+}
+
 /// The settings of one partition. Defaults are Kafka's, but for durability.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogConfig {
@@ -90,6 +103,8 @@ pub struct LogConfig {
     pub linger_us: u64,
     /// How long an append may wait for memory, milliseconds, before it fails with `Busy`.
     pub append_wait_ms_max: u64,
+    /// What opening does with damage in the middle of the log.
+    pub on_damage: OnDamage,
 }
 
 impl LogConfig {
@@ -155,6 +170,7 @@ impl Default for LogConfig {
             zero_ahead: true,
             linger_us: 0,
             append_wait_ms_max: 30_000,
+            on_damage: OnDamage::Refuse,
         }
     }
 }

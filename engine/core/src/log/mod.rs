@@ -3,6 +3,8 @@
 pub(crate) mod append;
 mod commit;
 pub mod config;
+#[cfg(test)]
+mod damage_tests;
 mod epochs;
 mod files;
 #[cfg(test)]
@@ -17,6 +19,7 @@ pub mod log_dir;
 pub(crate) mod open_files;
 mod parking;
 pub(crate) mod partition;
+mod plan;
 mod prepare;
 mod recovery;
 #[cfg(test)]
@@ -38,5 +41,5 @@ mod test_support;
 mod upkeep;
 mod verdict;
 
-pub use config::{Durability, LogConfig, WriteMode};
+pub use config::{Durability, LogConfig, OnDamage, WriteMode};
 pub use log_dir::{LogDir, LogDirOptions, OpenError};

@@ -200,7 +200,11 @@ impl<P: Platform> Partition<P> {
         self.leader_epoch = opened.leader_epoch;
         let active = self.active();
         self.durable = LogPoint { uid: active.uid, position: active.end, offset: active.next_offset };
-        self.state = if opened.read_only { PartitionState::ReadOnly } else { PartitionState::Live };
+        self.state = match opened.failure {
+            _ if opened.read_only => PartitionState::ReadOnly,
+            Some(failure) => PartitionState::Failed(failure),
+            None => PartitionState::Live,
+        };
         assert!(self.log_start_offset <= self.durable.offset, "I3");
     }
 

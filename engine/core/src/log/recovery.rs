@@ -10,18 +10,18 @@ use crate::disk::{Disk, Errno};
 use crate::error::PartitionError;
 use crate::format::checkpoint;
 use crate::format::names::{self, SegmentFileKind, TopicId, TopicPartition};
-use crate::log::LogConfig;
 use crate::log::epochs::Epochs;
 use crate::log::files::{replace_file, unlink_if_there};
-use crate::log::found::{Found, SegmentContext};
 use crate::log::identity::{new_topic_id, read_topic_id};
 use crate::log::inventory::{Inventory, segment_path, unlink_segment};
 use crate::log::log_dir::LogDir;
+use crate::log::plan::Plan;
 use crate::log::repair::{create_first_segment, cut_other_files, repair_segment};
 use crate::log::step::{OpenedLog, OpenedSegment, RecoveryReport};
-use crate::log::verdict::{Behind, Past, Verdict, judge, torn_len};
+use crate::log::verdict::{Verdict, torn_len};
+use crate::log::{LogConfig, OnDamage};
 use crate::platform::Platform;
-use crate::types::{ByteCount, Offset, Position};
+use crate::types::ByteCount;
 
 /// Opens a partition, or creates it.
 ///
@@ -45,7 +45,10 @@ where
     let clean = log_dir.mark_open(name)?;
     let opened = Opening { log_dir, tp: name, dir: log_dir.partition_dir(name), config, clean }.run();
     note_recovery(log_dir, name, &opened);
-    let untouched = !matches!(opened, Ok(_) | Err(PartitionError::Disk(_)));
+    let untouched = match &opened {
+        Ok(opened) => opened.failure.is_some(),
+        Err(error) => !matches!(error, PartitionError::Disk(_)),
+    };
     if clean && untouched {
         log_dir.mark_untouched(name);
     }
@@ -64,22 +67,13 @@ fn note_recovery<P: Platform>(
     }
 }
 
-struct Opening<'a, D: Disk> {
-    log_dir: &'a LogDir<D>,
-    tp: &'a TopicPartition,
-    dir: PathBuf,
-    config: &'a LogConfig,
-    clean: bool,
-}
-
-/// What reading found and what is to be done about it.
-struct Plan<D: Disk> {
-    /// In order; those to be cut come with the verdict to do so.
-    segments: Vec<(Found<D>, Verdict)>,
-    /// Segments to be removed, in order.
-    removed: Vec<Offset>,
-    log_start_offset: Offset,
-    log_end_offset: Offset,
+/// One opening.
+pub(super) struct Opening<'a, D: Disk> {
+    pub(super) log_dir: &'a LogDir<D>,
+    pub(super) tp: &'a TopicPartition,
+    pub(super) dir: PathBuf,
+    pub(super) config: &'a LogConfig,
+    pub(super) clean: bool,
 }
 
 impl<D: Disk> Opening<'_, D> {
@@ -94,6 +88,9 @@ impl<D: Disk> Opening<'_, D> {
         let (topic_id, is_new) = self.topic_id()?;
         let mut epochs = Epochs::read(disk, &self.dir, &mut report.notes)?;
         let plan = self.plan(&inventory, topic_id, &mut report)?;
+        if plan.damage.is_some() {
+            return self.serve_as_it_is(plan, topic_id, epochs, report);
+        }
         for (found, _) in &plan.segments {
             found.epochs.iter().for_each(|epoch| epochs.observe(*epoch));
         }
@@ -112,9 +109,14 @@ impl<D: Disk> Opening<'_, D> {
         let leader_epoch = epochs.current(end);
         epochs.write(disk, &self.dir)?;
         self.log_dir.note_recovery_point(self.tp, end);
+        if self.config.on_damage == OnDamage::Cut {
+            // What lies below the old one may be cut off now.
+            self.log_dir.raise_recovery_point(self.tp, end)?;
+        }
         let opened = OpenedLog {
             segments,
             read_only: false,
+            failure: None,
             topic_id,
             log_start_offset: start,
             leader_epoch,
@@ -133,18 +135,32 @@ impl<D: Disk> Opening<'_, D> {
         let mut report = RecoveryReport { clean: self.clean, ..RecoveryReport::default() };
         let inventory = Inventory::read(disk, &self.dir)?;
         let topic_id = read_topic_id(disk, &self.dir)?.unwrap_or(TopicId::ZERO);
-        let mut epochs = Epochs::read(disk, &self.dir, &mut report.notes)?;
+        let epochs = Epochs::read(disk, &self.dir, &mut report.notes)?;
         let plan = self.plan(&inventory, topic_id, &mut report)?;
+        self.serve_as_it_is(plan, topic_id, epochs, report)
+    }
+
+    /// Hands over what is there without changing anything.
+    fn serve_as_it_is<P>(
+        &self,
+        plan: Plan<D>,
+        topic_id: TopicId,
+        mut epochs: Epochs,
+        recovery: RecoveryReport,
+    ) -> Result<Box<OpenedLog<P>>, PartitionError>
+    where
+        P: Platform<Disk = D, File = D::File>,
+    {
         if plan.segments.is_empty() {
             let (path, reason) = (self.dir.clone(), "it holds no segment to serve".to_owned());
             return Err(PartitionError::Unusable { path, reason });
         }
         let (log_start_offset, end) = (plan.log_start_offset, plan.log_end_offset);
+        let (read_only, failure) = (self.log_dir.is_read_only(), plan.damage.clone());
         let segments = self.hand_over::<P>(plan)?;
         let leader_epoch = epochs.current(end);
-        let recovery = report;
         let opened =
-            OpenedLog { segments, read_only: true, topic_id, log_start_offset, leader_epoch, recovery };
+            OpenedLog { segments, read_only, failure, topic_id, log_start_offset, leader_epoch, recovery };
         Ok(Box::new(opened))
     }
 
@@ -181,130 +197,6 @@ impl<D: Disk> Opening<'_, D> {
             }
         }
         Ok((new_topic_id(self.tp.topic(), self.log_dir.options().topic_id_seed), true))
-    }
-
-    /// Reads the segments and decides, without changing anything.
-    fn plan(
-        &self,
-        inventory: &Inventory,
-        topic_id: TopicId,
-        report: &mut RecoveryReport,
-    ) -> Result<Plan<D>, PartitionError> {
-        let bases: Vec<Offset> = inventory.segments.iter().copied().collect();
-        let recovery_point = self.log_dir.recovery_point(self.tp).unwrap_or(Offset::ZERO);
-        let checkpointed_start = self.log_dir.log_start_offset(self.tp).unwrap_or(Offset::ZERO);
-        // A segment below the log start offset that is still there was unlinked without the directory being synced.
-        let resurrected =
-            bases.iter().skip(1).take_while(|next_base| **next_base <= checkpointed_start).count();
-        let (removed, kept) = bases.split_at(resurrected);
-        let mut removed = removed.to_vec();
-        let mut found = Vec::with_capacity(kept.len());
-        for (i, &base_offset) in kept.iter().enumerate() {
-            found.push(self.read_segment(
-                base_offset,
-                kept.get(i + 1).copied(),
-                topic_id,
-                recovery_point,
-                report,
-            )?);
-        }
-        let mut segments = self.judge(found, recovery_point, &mut removed, report)?;
-        let log_end_offset = segments.last().map_or(Offset::ZERO, |(found, _)| found.next_offset);
-        let first = segments.first().map_or(Offset::ZERO, |(found, _)| found.base_offset);
-        let log_start_offset = checkpointed_start.max(first);
-        if log_end_offset < recovery_point && !segments.is_empty() {
-            report.notes.push(format!(
-                "The log ends at offset {log_end_offset}, below its recovery point {recovery_point}: another program \
-                 has cut it, or files are missing."
-            ));
-        }
-        if log_start_offset > log_end_offset {
-            // Everything there is has been deleted; the log goes on at its start.
-            removed.extend(segments.drain(..).map(|(found, _)| found.base_offset));
-        }
-        let log_end_offset = log_end_offset.max(log_start_offset);
-        Ok(Plan { segments, removed, log_start_offset, log_end_offset })
-    }
-
-    fn read_segment(
-        &self,
-        base_offset: Offset,
-        next_base: Option<Offset>,
-        topic_id: TopicId,
-        recovery_point: Offset,
-        report: &mut RecoveryReport,
-    ) -> Result<Found<D>, PartitionError> {
-        let context = SegmentContext {
-            disk: self.log_dir.disk(),
-            dir: &self.dir,
-            config: self.config,
-            lock_patience_ms: self.log_dir.options().lock_patience_ms,
-            tp: self.tp,
-            topic_id,
-            base_offset,
-            next_base,
-            read_only: self.log_dir.is_read_only(),
-        };
-        let durable = next_base.is_some_and(|next_base| next_base <= recovery_point);
-        if self.clean || durable {
-            if let Some(found) = context.load()? {
-                return Ok(found);
-            }
-            report.indexes_rebuilt += 1;
-        }
-        let mut found = context.scan()?;
-        report.scanned = ByteCount::new(report.scanned.get() + found.file_len.get());
-        report.batches += found.batches;
-        report.notes.extend(found.note.take());
-        Ok(found)
-    }
-
-    fn judge(
-        &self,
-        found: Vec<Found<D>>,
-        recovery_point: Offset,
-        removed: &mut Vec<Offset>,
-        report: &mut RecoveryReport,
-    ) -> Result<Vec<(Found<D>, Verdict)>, PartitionError> {
-        let (clean, durability) = (self.clean, self.config.durability);
-        let past = Past { recovery_point, durability, clean };
-        let last_with_batches = found.iter().rposition(|found| found.end > Position::ZERO);
-        let bases: Vec<Offset> = found.iter().map(|found| found.base_offset).collect();
-        let mut segments: Vec<(Found<D>, Verdict)> = Vec::with_capacity(found.len());
-        for (i, found) in found.into_iter().enumerate() {
-            if segments.last().is_some_and(|(_, verdict)| *verdict == Verdict::End) {
-                removed.push(found.base_offset);
-                continue;
-            }
-            let has_batches = last_with_batches.is_some_and(|last| last > i);
-            let behind = Behind { next_base: bases.get(i + 1).copied(), has_batches };
-            let disk = self.log_dir.disk();
-            let verdict = judge(disk, &found, behind, &past)?;
-            let path = segment_path(&self.dir, found.base_offset, SegmentFileKind::Log);
-            match &verdict {
-                Verdict::Corrupt(reason) => {
-                    let (position, reason) = (found.end.get(), reason.clone());
-                    return Err(PartitionError::Corrupt { path, position, reason });
-                }
-                Verdict::Foreign(format) => {
-                    let reason = format!(
-                        "at position {} it goes on in message format {format}; this engine reads format 2 (Kafka 0.11 \
-                         and later). Have a broker that knows it rewrite the topic",
-                        found.end
-                    );
-                    return Err(PartitionError::Unusable { path, reason });
-                }
-                Verdict::End if has_batches => report.notes.push(format!(
-                    "{} was cut at {} and the segments behind it were dropped: the durability level `written` allows \
-                     a power cut to take them.",
-                    path.display(),
-                    found.end
-                )),
-                _ => {}
-            }
-            segments.push((found, verdict));
-        }
-        Ok(segments)
     }
 
     /// Removes what is to go. Afterwards the segments that stay can be cut in any order.
@@ -369,8 +261,9 @@ impl<D: Disk> Opening<'_, D> {
         P: Platform<Disk = D, File = D::File>,
     {
         let active = plan.segments.len().wrapping_sub(1);
+        let as_it_is = self.log_dir.is_read_only() || plan.damage.is_some();
         let mut segments = Vec::with_capacity(plan.segments.len().max(1));
-        for (i, (found, _)) in plan.segments.into_iter().enumerate() {
+        for (i, (found, verdict)) in plan.segments.into_iter().enumerate() {
             let path = segment_path(&self.dir, found.base_offset, SegmentFileKind::Log);
             segments.push(OpenedSegment {
                 base_offset: found.base_offset,
@@ -382,11 +275,9 @@ impl<D: Disk> Opening<'_, D> {
                 max_timestamp: found.max_timestamp,
                 first_timestamp: found.first_timestamp,
                 modified: self.log_dir.disk().modified(&path)?,
-                chain: found
-                    .chain
-                    .filter(|_| i == active && !self.log_dir.is_read_only())
-                    .map(|chain| chain.builder),
+                chain: found.chain.filter(|_| i == active && !as_it_is).map(|chain| chain.builder),
                 companions_len: found.companions_len,
+                damaged: matches!(verdict, Verdict::Corrupt(_)),
             });
         }
         Ok(segments)

@@ -7,7 +7,7 @@ use crate::disk::memory::MemoryDisk;
 use crate::limits::COMMIT_LEN_MAX;
 use crate::log::test_support::*;
 use crate::log::{Durability, LogDirOptions};
-use crate::types::LeaderEpoch;
+use crate::types::{LeaderEpoch, Offset};
 
 const COMMIT: usize = COMMIT_LEN_MAX.as_usize();
 

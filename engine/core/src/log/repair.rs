@@ -132,5 +132,6 @@ where
         modified,
         chain: Some(SideFileBuilder::new(identity, SIDE_INTERVAL_DEFAULT)),
         companions_len: CompanionsLen::default(),
+        damaged: false,
     })
 }

@@ -84,6 +84,8 @@ pub(crate) struct Segment<P: Platform> {
     pub(crate) companions_in_flight: bool,
     /// End of the side file's coverage when it was last written.
     pub(crate) companions_end: Position,
+    /// What followed `end` is damaged.
+    pub(crate) damaged: bool,
 }
 
 impl<P: Platform> Segment<P> {
@@ -117,6 +119,7 @@ impl<P: Platform> Segment<P> {
             companions: CompanionsLen::default(),
             companions_in_flight: false,
             companions_end: Position::ZERO,
+            damaged: false,
         }
     }
 
@@ -154,6 +157,7 @@ impl<P: Platform> Segment<P> {
             companions: opened.companions_len,
             companions_in_flight: false,
             companions_end: opened.end,
+            damaged: opened.damaged,
         }
     }
 

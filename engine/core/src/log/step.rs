@@ -6,7 +6,7 @@
 //! the order they were given; steps of different partitions may overlap.
 
 use crate::disk::{Disk, DiskError, Errno};
-use crate::error::PartitionError;
+use crate::error::{PartitionError, PartitionFailure};
 use crate::format::index_build::IndexBuilder;
 use crate::format::names::{TopicId, TopicPartition};
 use crate::format::side_file::SideFileBuilder;
@@ -197,6 +197,8 @@ pub struct OpenedLog<P: Platform> {
     pub segments: Vec<OpenedSegment<P>>,
     /// Whether the log directory must not be changed: appends and changes are refused.
     pub read_only: bool,
+    /// Damage that is served around: nothing was changed, and appends are refused.
+    pub failure: Option<PartitionFailure>,
     /// The topic's id, from `partition.metadata`.
     pub topic_id: TopicId,
     /// First offset that may be read.
@@ -232,6 +234,8 @@ pub struct OpenedSegment<P: Platform> {
     pub chain: Option<SideFileBuilder>,
     /// Bytes that its companions hold already.
     pub companions_len: CompanionsLen,
+    /// Whether what followed `end` is damaged: readers get an error there.
+    pub damaged: bool,
 }
 
 /// Lengths of a segment's companions on disk, bytes.

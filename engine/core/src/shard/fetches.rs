@@ -117,14 +117,8 @@ impl<P: Platform, C> Core<P, C> {
             return Progress::Failed(Box::new(FetchError::UnsupportedMode(mode)));
         }
         let marks = partition.watermarks();
-        if request.offset < marks.log_start_offset || request.offset > marks.log_end_offset {
-            let (log_start_offset, log_end_offset) = (marks.log_start_offset, marks.log_end_offset);
-            let offset = request.offset;
-            return Progress::Failed(Box::new(FetchError::OffsetOutOfRange {
-                offset,
-                log_start_offset,
-                log_end_offset,
-            }));
+        if let Err(error) = partition.check_offset(request.offset) {
+            return Progress::Failed(Box::new(error));
         }
         if request.offset >= marks.high_watermark {
             return if !expired && request.waits() {

@@ -312,7 +312,7 @@ impl<P: Platform, C> Core<P, C> {
             return false;
         }
         match &partition.state {
-            PartitionState::ReadOnly => true,
+            PartitionState::ReadOnly | PartitionState::Failed(PartitionFailure::Damaged { .. }) => true,
             PartitionState::Failed(failure) => {
                 self.stop_failure.get_or_insert(PartitionError::Failed(failure.clone()));
                 true
