@@ -23,22 +23,19 @@ fn section<'a>(file: &'a File, name: &str) -> Vec<(usize, &'a str)> {
         .collect()
 }
 
-/// Every third-party crate is pinned in the workspace with a reason; members only refer to it.
+/// Every third-party crate is pinned in the workspace with a reason; members only refer to it. What stands outside of the
+/// workspace, by a `[workspace]` of its own, pins and gives its reasons itself.
 pub(super) fn reasons(repository: &Repository) -> Vec<Finding> {
     let mut findings = Vec::new();
     let manifests = repository.files.iter().filter(|file| file.path.ends_with("Cargo.toml"));
     for file in manifests {
-        let mut commented = false;
-        for (number, line) in section(file, "workspace.dependencies") {
-            let (entry, comment) = line.split_once('#').unwrap_or((line, ""));
-            let ours = entry.contains("path =");
-            // A comment alone on its line heads a group: it does not count for what follows.
-            if !entry.trim().is_empty() && !ours && comment.trim().is_empty() && !commented {
-                findings.push(file.finding(number, "say behind `#` why this crate is here"));
-            }
-            commented = entry.trim().is_empty() && comment.trim_start().starts_with("for:");
-        }
+        pinned_with_reasons(file, "workspace.dependencies", &mut findings);
+        let apart = file.path != "Cargo.toml" && file.lines().any(|(_, line)| line.trim() == "[workspace]");
         for name in ["dependencies", "dev-dependencies", "build-dependencies"] {
+            if apart {
+                pinned_with_reasons(file, name, &mut findings);
+                continue;
+            }
             for (number, line) in section(file, name) {
                 if !line.starts_with('#') && !line.contains("workspace = true") {
                     findings
@@ -48,6 +45,19 @@ pub(super) fn reasons(repository: &Repository) -> Vec<Finding> {
         }
     }
     findings
+}
+
+fn pinned_with_reasons(file: &File, name: &str, findings: &mut Vec<Finding>) {
+    let mut commented = false;
+    for (number, line) in section(file, name) {
+        let (entry, comment) = line.split_once('#').unwrap_or((line, ""));
+        let ours = entry.contains("path =");
+        // A comment alone on its line heads a group: it does not count for what follows.
+        if !entry.trim().is_empty() && !ours && comment.trim().is_empty() && !commented {
+            findings.push(file.finding(number, "say behind `#` why this crate is here"));
+        }
+        commented = entry.trim().is_empty() && comment.trim_start().starts_with("for:");
+    }
 }
 
 pub(super) fn direction(repository: &Repository) -> Vec<Finding> {
