@@ -10,6 +10,12 @@ const CRASH_POINTS_MIN: u64 = 50_000;
 /// Seeds run until there are enough crash points; each brings about five.
 const SEEDS_MAX: u64 = 20_000;
 
+/// Seeds that found something, and what.
+const FOUND: &[(u64, &str)] = &[(
+    12_040,
+    "what two connections waited for was evicted, to make whole pages, before either could send it, for ever",
+)];
+
 /// Lives end by power cuts and kills at any operation, also in recovery; what was acknowledged stays.
 #[test]
 fn nothing_acknowledged_is_lost_at_any_crash_point() {
@@ -32,6 +38,16 @@ fn equal_seeds_give_equal_traces() {
         assert_eq!(hash(), hash(), "seed {seed}");
     }
     assert_ne!(run_seed(0, false).map(|o| o.trace_hash), run_seed(1, false).map(|o| o.trace_hash));
+}
+
+/// What a seed has found stays mended.
+#[test]
+fn what_seeds_have_found_is_mended() {
+    for (seed, story) in FOUND {
+        if let Err(failure) = run_seed(*seed, false) {
+            panic!("{story}: {failure}");
+        }
+    }
 }
 
 /// The checkers are worth something only if they notice: every lie of the machine is found out, and soon.

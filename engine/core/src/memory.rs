@@ -22,6 +22,10 @@ const REPLACED_AHEAD_SHARE: u64 = 8;
 /// As much of it as is ever needed, bytes: about ten milliseconds of a fast device.
 const REPLACED_AHEAD_LEN_MAX: u64 = 32 << 20;
 
+/// Times that much free, wherever it lies: nothing is evicted ahead then, since what keeps pages from being whole is
+/// not in the cache.
+const AMPLE: u64 = 2;
+
 /// See the module documentation.
 pub(crate) struct Memory<P: Platform> {
     pub(crate) arena: P::Arena,
@@ -119,7 +123,9 @@ impl<P: Platform> Memory<P> {
         let ahead = (capacity.get() / REPLACED_AHEAD_SHARE).min(REPLACED_AHEAD_LEN_MAX);
         let ahead = ahead.min(self.arena.lent_len().get());
         for _ in 0..EVICTIONS_PER_TAKE {
-            if self.arena.coming_len().get() >= ahead || !self.arena.lends() || !self.cache.evict(capacity) {
+            let enough =
+                self.arena.coming_len().get() >= ahead || self.arena.free_len().get() >= AMPLE * ahead;
+            if enough || !self.arena.lends() || !self.cache.evict(capacity) {
                 return;
             }
             self.arena.settle();

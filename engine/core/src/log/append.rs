@@ -23,8 +23,10 @@ use crate::types::{ByteCount, Nanos, Offset, Position, Timestamp};
 pub(crate) enum Refused {
     /// For good.
     Error(AppendError),
-    /// Memory is short, or the last block is being read back: try again.
+    /// For a file or a block that is on its way, or for those who came before: try again.
     Wait,
+    /// Memory is short: try again.
+    NoMemory,
 }
 
 /// What the headers of a request say.
@@ -107,6 +109,10 @@ impl<P: Platform> Partition<P> {
             WriteMode::Direct => end.align_down(DIRECT_IO_ALIGN),
             WriteMode::Buffered => end,
         };
+        let file = self.active().file().cloned();
+        if block < end && file.is_none() && !memory.cache.is_resident(uid, block) {
+            return Err(Refused::Wait);
+        }
         let (position, mut chunk) = take_chunk(memory, block, self.tail_chunk_len)?;
         self.tail_chunk_len = ByteCount::of_usize(chunk.len());
         let mut valid_from = block;
@@ -119,7 +125,7 @@ impl<P: Platform> Partition<P> {
                     chunk.unfrozen_mut()[at..at + source.len()].copy_from_slice(source);
                 }
                 _ => {
-                    let file = self.active().file().cloned().ok_or(Refused::Wait)?;
+                    let file = file.ok_or(Refused::Wait)?;
                     let from = block.since(position).as_usize();
                     let token = Purpose::TailRead(self.id).token();
                     let len = DIRECT_IO_ALIGN as usize;
@@ -223,7 +229,7 @@ fn take_chunk<P: Platform>(
             return Ok((position, chunk));
         }
         if len == CHUNK_LEN_MIN {
-            return Err(Refused::Wait);
+            return Err(Refused::NoMemory);
         }
         wanted = ByteCount::new(len.get() / 2);
     }

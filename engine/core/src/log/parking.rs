@@ -44,6 +44,11 @@ impl<P: Platform> Partition<P> {
         None
     }
 
+    /// Whoever asked for the file cannot use it yet and will ask again: until then it stays open.
+    pub(crate) fn keep_file(&mut self, index: usize, now: Now) {
+        self.segments[index].kept_until = now.mono.plus_millis(REOPENED_MS);
+    }
+
     /// Opens a parked file again if there is something to do with it: at once to seal it, for appends when there is
     /// room among the open files.
     pub(super) fn push_reopen(&mut self, index: usize, now: Now, ops: &mut Ops<P>) {
@@ -74,7 +79,7 @@ impl<P: Platform> Partition<P> {
                 segment.file = SegmentFile::Open(file, slot);
                 segment.kept_until = now.mono.plus_millis(REOPENED_MS);
                 if segment.state == sealed {
-                    self.limit_open_files(uid);
+                    self.limit_open_files(uid, now);
                 } else {
                     self.disk_full = None;
                 }
@@ -104,13 +109,15 @@ impl<P: Platform> Partition<P> {
         }
     }
 
-    /// Closes the oldest open sealed segment beyond a few; operations under way keep their descriptor.
-    pub(super) fn limit_open_files(&mut self, keep: SegmentUid) {
+    /// Closes the oldest open sealed segment beyond a few, if nobody waits for it; operations under way keep their
+    /// descriptor.
+    pub(super) fn limit_open_files(&mut self, keep: SegmentUid, now: Now) {
         let is_open = |s: &Segment<P>| s.state == SegmentState::Sealed && s.file().is_some();
         if self.segments.iter().filter(|segment| is_open(segment)).count() <= OPEN_SEALED_MAX {
             return;
         }
-        let oldest = self.segments.iter_mut().find(|segment| is_open(segment) && segment.uid != keep);
+        let goes = |s: &&mut Segment<P>| is_open(s) && s.uid != keep && now.mono >= s.kept_until;
+        let oldest = self.segments.iter_mut().find(goes);
         if let Some(segment) = oldest {
             segment.file = SegmentFile::Closed;
         }

@@ -216,6 +216,7 @@ impl<P: Platform> Partition<P> {
     pub(crate) fn handle_sealed(
         &mut self,
         uid: SegmentUid,
+        now: Now,
         result: Result<(), DiskError>,
         outcomes: &mut Vec<AckOutcome>,
     ) {
@@ -225,7 +226,7 @@ impl<P: Platform> Partition<P> {
                 segment.state = SegmentState::Sealed;
                 segment.preallocated = segment.end;
                 segment.chain = None;
-                self.limit_open_files(uid);
+                self.limit_open_files(uid, now);
             }
             Err(error) => self.fail(PartitionFailure::Disk(error), outcomes),
         }

@@ -78,13 +78,13 @@ impl<P: Platform, C> Access for ShardAccess<'_, P, C> {
                 }
                 Ok(())
             }
-            Err(Refused::Wait) => {
+            Err(Refused::Error(error)) => Err(error),
+            Err(refused) => {
                 core.patience = true;
-                core.memory_short = true;
+                core.memory_short |= matches!(refused, Refused::NoMemory);
                 core.stats.appends_delayed += 1;
                 Err(AppendError::Busy)
             }
-            Err(Refused::Error(error)) => Err(error),
         }
     }
 
@@ -114,8 +114,11 @@ impl<P: Platform, C> Core<P, C> {
         } else {
             match self.try_append(&mut partition, batches.as_slice(), origin, now, ops) {
                 Ok(()) => {}
-                Err(Refused::Wait) => self.wait(&mut partition, batches, origin, now),
                 Err(Refused::Error(error)) => self.outcomes.push((origin, Err(error))),
+                Err(refused) => {
+                    self.memory_short |= matches!(refused, Refused::NoMemory);
+                    self.wait(&mut partition, batches, origin, now);
+                }
             }
         }
         self.queue_partition(&mut partition);
@@ -145,7 +148,6 @@ impl<P: Platform, C> Core<P, C> {
         }
         self.stats.appends_delayed += 1;
         self.patience = true;
-        self.memory_short = true;
         let deadline = now.mono.plus_millis(partition.config.append_wait_ms_max);
         partition.waiting.push_back(WaitingAppend { batches: batches.into_bytes(), origin, deadline });
     }
@@ -163,13 +165,13 @@ impl<P: Platform, C> Core<P, C> {
             match refused {
                 Ok(()) => {}
                 Err(Refused::Error(error)) => self.outcomes.push((append.origin, Err(error))),
-                Err(Refused::Wait) if now.mono >= append.deadline => {
+                Err(_) if now.mono >= append.deadline => {
                     self.outcomes.push((append.origin, Err(AppendError::Busy)));
                 }
-                Err(Refused::Wait) => {
+                Err(refused) => {
                     partition.waiting.push_front(append);
                     self.patience = true;
-                    self.memory_short = true;
+                    self.memory_short |= matches!(refused, Refused::NoMemory);
                     return;
                 }
             }

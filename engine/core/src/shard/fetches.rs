@@ -68,8 +68,7 @@ impl<P: Platform, C> Core<P, C> {
             return;
         }
         if let (FetchState::Streaming(_), Origin::Frame { conn, .. }) = (&fetch.state, origin) {
-            // The connection looks at it again when it may send, and finds the failure if there is one.
-            self.queue_conn(conn);
+            self.stage_early(conn, ops);
             return;
         }
         if let (FetchState::Streaming(_), Origin::Shard { .. }) = (&fetch.state, origin) {

@@ -154,7 +154,7 @@ impl<P: Platform, C> Core<P, C> {
             }
             StepOutput::Extended(result) => partition.handle_extended(uid, now, result, outcomes),
             StepOutput::CompanionsWritten(result) => partition.handle_companions(uid, result),
-            StepOutput::Sealed(result) => partition.handle_sealed(uid, result, outcomes),
+            StepOutput::Sealed(result) => partition.handle_sealed(uid, now, result, outcomes),
             StepOutput::SegmentsDeleted(result) => handle_deleted(&mut partition, result, ops),
             StepOutput::Scrubbed(result) => self.handle_scrubbed(now, result),
             StepOutput::Closed(result) => {

@@ -191,7 +191,7 @@ impl<P: Platform, C> Core<P, C> {
                 self.end_load(load, Some(FetchError::UnknownPartition), service, now, ops);
                 continue;
             };
-            let submitted = self.submit_read(&mut partition, load, ops);
+            let submitted = self.submit_read(&mut partition, load, now, ops);
             self.partitions.put(partition);
             match submitted {
                 Submitted::Yes => {}
@@ -207,7 +207,13 @@ impl<P: Platform, C> Core<P, C> {
         }
     }
 
-    fn submit_read(&mut self, partition: &mut Partition<P>, load: Load, ops: &mut Ops<P>) -> Submitted {
+    fn submit_read(
+        &mut self,
+        partition: &mut Partition<P>,
+        load: Load,
+        now: Now,
+        ops: &mut Ops<P>,
+    ) -> Submitted {
         let Some(index) = partition.segment_index(load.uid) else {
             return Submitted::Failed(Box::new(FetchError::OffsetOutOfRange {
                 offset: partition.log_start_offset,
@@ -220,7 +226,10 @@ impl<P: Platform, C> Core<P, C> {
         let visible = partition.visible_end(index);
         let end = position.plus(chunk_len).min(visible.max(position));
         let len = end.align_up(DIRECT_IO_ALIGN).since(position);
-        let Some(chunk) = self.memory.take(chunk_len, Content::Read) else { return Submitted::NoMemory };
+        let Some(chunk) = self.memory.take(chunk_len, Content::Read) else {
+            partition.keep_file(index, now);
+            return Submitted::NoMemory;
+        };
         self.memory.cache.expect(load.entry, end);
         self.reads.in_flight_len = ByteCount::new(self.reads.in_flight_len.get() + chunk_len.get());
         self.stats.cold_reads += 1;

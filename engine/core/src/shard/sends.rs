@@ -137,6 +137,15 @@ impl<P: Platform, C> Core<P, C> {
         }
     }
 
+    /// What a connection's answer waited for is in memory: takes it before somebody else's need evicts it, unless what was
+    /// taken before is still on its way. It leaves when it is the connection's turn.
+    pub(super) fn stage_early(&mut self, id: ConnId, ops: &mut Ops<P>) {
+        if self.conn_mut(id).is_some_and(|conn| !conn.sending) && matches!(self.stage(id), Staged::Broken) {
+            self.close(id, ops);
+        }
+        self.queue_conn(id);
+    }
+
     /// Stages pieces of the answers at the head of a connection.
     fn stage(&mut self, id: ConnId) -> Staged {
         loop {
