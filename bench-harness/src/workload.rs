@@ -10,6 +10,13 @@ use crate::wire::PIPELINE_COUNT_MAX;
 /// Descriptors that a process has open whatever its load: sealed segments, rings, pipes, threads' own.
 const DESCRIPTORS_BESIDE: u64 = 256;
 
+/// Bytes a second that a producer without a rate is taken to write at most: more than two PCIe 3.0 lanes carry.
+const UNBOUND_BYTES_PER_S: f64 = 2e9;
+/// Bytes that a path may have reserved beyond what was appended: at the ends of all partitions together.
+const RESERVED_LEN_MAX: u64 = 1 << 30;
+/// No workload has more on disk at once.
+const DISK_LEN_MAX: u64 = 8 << 30;
+
 /// What kind of load a workload is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -240,10 +247,7 @@ impl Workload {
             .collect()
     }
 
-    /// The workloads named, in the order named.
-    ///
-    /// # Errors
-    /// `Usage`, listing the names there are.
+    /// The workloads named, in the order named; the error lists the names there are.
     pub fn select(names: &[String]) -> Result<Vec<Workload>> {
         let all = Self::all();
         names
@@ -278,6 +282,17 @@ impl Workload {
         let connections = self.hot.as_ref().map_or(0, |hot| hot.connections)
             + self.stalled.as_ref().map_or(0, |stalled| stalled.connections);
         (connections + self.append.as_ref().map_or(0, Append::partition_count)) as u64 + DESCRIPTORS_BESIDE
+    }
+
+    /// Bytes on disk, at most, that the producer fills in a window of `window_seconds` and before it.
+    pub fn disk_len_max(&self, window_seconds: f64) -> u64 {
+        let Some(append) = &self.append else { return 0 };
+        let rate = append.rate_per_s.filter(|_| append.flood.is_none());
+        let rate = rate.map_or(UNBOUND_BYTES_PER_S, |rate| rate * append.batch_len as f64);
+        let appended = (rate * (window_seconds + self.warmup_seconds)) as u64;
+        let before = append.backlog_len.max(self.tail.as_ref().map_or(0, |tail| tail.lag_len));
+        let reserved = (append.partition_count() as u64 * append.segment_len).min(RESERVED_LEN_MAX);
+        (before + self.memory_len.unwrap_or(0) + appended + reserved).min(DISK_LEN_MAX)
     }
 
     /// Whether readers stay behind the producer.
@@ -353,6 +368,14 @@ mod tests {
         }
         let main: Vec<_> = Workload::all().into_iter().filter(|w| w.main).map(|w| w.name).collect();
         assert_eq!(main, ["backfill-0", "backfill-1", "fanout-4k", "fanout-64k", "append-16k", "tail-4"]);
+    }
+
+    /// A short window asks for little disk, a backlog for its own length, a fetch for none.
+    #[test]
+    fn disk_is_asked_for_as_needed() {
+        let len_of = |name: &str| Workload::select(&[name.to_owned()]).unwrap()[0].disk_len_max(0.2);
+        assert!(len_of("append-16k") < 3 << 30 && len_of("backfill-append-4") > 4 << 30);
+        assert_eq!(len_of("fanout-4k"), 0);
     }
 
     /// An unknown name is answered with the known ones.

@@ -21,8 +21,6 @@ use crate::workload::{Append, Workload};
 
 /// Direct writes are a multiple of this.
 const ALIGN: u64 = 4096;
-/// Reserved for a writer: more than any device takes in a window, so that it never comes to its end.
-const RESERVED_LEN: u64 = 4 << 30;
 /// The path whose writes give fio its block lengths.
 const SHAPED_LIKE: &str = "engine";
 
@@ -65,7 +63,7 @@ fn write(env: &Env, cell: &Cell<'_>, append: &Append, round: usize) -> Result<Ro
     if cell.path.calibration == Some(Calibration::Overwrite) {
         command.args(["--overwrite=1", "--time_based"]).arg(format!("--size={}", append.segment_len));
     } else {
-        let share = RESERVED_LEN / append.partitions as u64;
+        let share = cell.workload.disk_len_max(env.window_seconds(cell.workload)) / append.partitions as u64;
         command.arg("--fallocate=posix").arg(format!("--size={}", share.next_multiple_of(ALIGN)));
     }
     command.arg(format!("--bssplit={}", split(&shape)));

@@ -30,8 +30,6 @@ use crate::server::ColdReads;
 use crate::sys;
 use crate::workload::{Kind, Workload};
 
-/// Bytes that append workloads may have on disk at once.
-const SCRATCH_LEN_MAX: u64 = 8 << 30;
 /// The workloads that others with cold readers are compared with.
 const WITHOUT_COLD: &[&str] = &["backfill-0", "backfill-append-0"];
 /// Seed of plans and of the order of paths: a run is repeatable as far as the machine is.
@@ -173,8 +171,10 @@ pub fn run(options: &RunOptions) -> Result<Outcome> {
 
 /// The partition directory that fetch workloads read, if there are any.
 fn corpus_dir(options: &RunOptions) -> Result<Option<PathBuf>> {
-    if options.workloads.iter().any(|workload| workload.kind != Kind::Fetch) {
-        generate::check_free(&options.data_dir, SCRATCH_LEN_MAX)?;
+    let appended =
+        |workload: &Workload| workload.disk_len_max(options.seconds.unwrap_or(workload.window_seconds));
+    if let Some(len @ 1..) = options.workloads.iter().map(appended).max() {
+        generate::check_free(&options.data_dir, len)?;
     }
     if options.workloads.iter().all(|workload| workload.kind != Kind::Fetch) {
         return Ok(None);
