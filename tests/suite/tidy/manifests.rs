@@ -6,7 +6,8 @@ use super::{File, Finding, Repository};
 const DIRECTION: &[(&str, &[&str])] = &[
     ("engine/core", &[]),
     ("engine/linux", &["rohrpost-engine-core"]),
-    ("engine/sim", &["rohrpost-engine-core"]),
+    ("engine/history", &[]),
+    ("engine/sim", &["rohrpost-engine-core", "rohrpost-history"]),
     ("engine", &["rohrpost-engine-core", "rohrpost-engine-linux"]),
     ("bench-harness", &["rohrpost-engine", "rohrpost-engine-core", "rohrpost-engine-linux"]),
     ("broker", &["rohrpost-engine"]),
