@@ -1,13 +1,16 @@
 //! The ledger: what was sent, acknowledged and served, and what must therefore be there after a cut.
 //!
-//! Kept by the process that survives, in its own memory, so outside of the file system that is cut. A violation is a
-//! text; the first one ends a run.
+//! Kept by the process that survives, in its own memory, so outside of the file system that is cut. It turns the lines of
+//! the load generator into a history; what a history may show is the checker's to say. A violation is a text; the first
+//! one ends a run.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+
+use rohrpost_engine::Durability;
+use rohrpost_history::{Checker, Event, Rules, Sent, Stored};
 
 use crate::load::{PARTITIONS, level_of, records_of};
 use crate::report::Line;
-use rohrpost_engine::Durability;
 
 /// How the life of a load generator ended, or is imagined to have ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,36 +21,25 @@ pub(crate) enum End {
     PowerCut,
 }
 
-/// One partition.
-#[derive(Clone, Debug, Default)]
-struct Account {
-    /// Base offset to number of batch: acknowledged since the last look.
-    acked: BTreeMap<i64, u64>,
-    /// Likewise: served by an engine that has recovered. Whoever has read it has a right to find it again.
-    served: BTreeMap<i64, u64>,
-    /// Sent, and neither acknowledged nor found.
-    in_flight: BTreeSet<u64>,
-    /// Highest number ever sent.
-    sent_max: Option<u64>,
-    /// The log start offset may be anything between these two.
-    trimmed: i64,
-    trim_asked: i64,
-}
-
-/// What one life has found at its start: per partition log start offset, end, and batches.
+/// What one life has found at its start in one partition.
 #[derive(Clone, Debug, Default)]
 struct Found {
     start: i64,
     end: i64,
-    batches: Vec<(i64, u64)>,
-    garbage: Option<i64>,
+    batches: Vec<Stored>,
 }
 
 /// All partitions, over many lives.
 #[derive(Clone, Debug)]
 pub(crate) struct Ledger {
-    accounts: Vec<Account>,
+    checker: Checker,
     found: Vec<Option<Found>>,
+    /// Where each partition ended when it was last looked at: up to there everything is on the device.
+    looked_end: Vec<i64>,
+    /// Sent, and neither acknowledged nor found.
+    in_flight: BTreeSet<u64>,
+    /// Number after the highest that was sent.
+    sent_end: u64,
     /// Acknowledgements ever.
     pub(crate) acked_count: u64,
     /// Batches whose presence was checked, over all lives.
@@ -57,117 +49,90 @@ pub(crate) struct Ledger {
 impl Ledger {
     pub(crate) fn new() -> Self {
         Self {
-            accounts: vec![Account::default(); PARTITIONS],
+            checker: Checker::new([Rules::default(); PARTITIONS]),
             found: vec![None; PARTITIONS],
+            looked_end: vec![0; PARTITIONS],
+            in_flight: BTreeSet::new(),
+            sent_end: 0,
             acked_count: 0,
             checked_count: 0,
         }
     }
 
-    /// Takes one line of a report.
+    /// Takes one line of a report. The lines of a look are held against the history by [`Self::settle`].
     pub(crate) fn push(&mut self, line: &Line) {
         match line {
             Line::Open { partition, start, end } => {
                 self.found[*partition] = Some(Found { start: *start, end: *end, ..Found::default() });
             }
-            Line::Have { partition, base, number } => {
-                self.found[*partition].as_mut().expect("opened first").batches.push((*base, *number));
-            }
-            Line::Garbage { partition, base } => {
-                self.found[*partition].as_mut().expect("opened first").garbage = Some(*base);
-            }
+            Line::Have { partition, base, number } => self.have(*partition, *base, Some(*number)),
+            Line::Garbage { partition, base } => self.have(*partition, *base, None),
             Line::Send { partition, number, .. } => {
-                let account = &mut self.accounts[*partition];
-                account.in_flight.insert(*number);
-                account.sent_max = account.sent_max.max(Some(*number));
+                self.in_flight.insert(*number);
+                self.sent_end = self.sent_end.max(number + 1);
+                let batches = vec![Sent { number: *number, records: records_of(*number) as i64 }];
+                // One writer a partition, which sends in order.
+                let (request, client) = (*number, *partition as u64);
+                self.checker.push(&Event::AppendSent { request, client, partition: *partition, batches });
             }
-            Line::Ack { partition, base, number, .. } => {
+            Line::Ack { base, number, .. } => {
                 self.acked_count += 1;
-                let account = &mut self.accounts[*partition];
-                account.in_flight.remove(number);
-                account.acked.insert(*base, *number);
+                self.in_flight.remove(number);
+                self.checker.push(&Event::Acked { request: *number, base: *base });
             }
             Line::TrimAsked { partition, before, .. } => {
-                let asked = &mut self.accounts[*partition].trim_asked;
-                *asked = (*asked).max(*before);
+                self.checker.push(&Event::TrimSent { partition: *partition, before: *before });
             }
             Line::Trimmed { partition, start, .. } => {
-                let trimmed = &mut self.accounts[*partition].trimmed;
-                *trimmed = (*trimmed).max(*start);
+                self.checker.push(&Event::Trimmed { partition: *partition, start: *start });
             }
             Line::Refused { .. } | Line::Failed { .. } | Line::Ready | Line::Done => {}
         }
     }
 
+    fn have(&mut self, partition: usize, base: i64, number: Option<u64>) {
+        self.found[partition].as_mut().expect("opened first").batches.push(Stored { base, number });
+    }
+
     /// Appends without an acknowledgement.
     pub(crate) fn in_flight(&self) -> usize {
-        self.accounts.iter().map(|account| account.in_flight.len()).sum()
+        self.in_flight.len()
     }
 
     /// The number after the highest that was sent.
     pub(crate) fn sent_end(&self) -> u64 {
-        self.accounts.iter().filter_map(|account| account.sent_max).max().map_or(0, |max| max + 1)
+        self.sent_end
     }
 
-    /// Holds what a life has found against what it must find after such an end of the one before, and makes it the
-    /// new expectation.
+    /// Holds what a life has found against what it must find after such an end of the one before.
     ///
     /// # Errors
     /// What is lost, changed, doubled or made up.
     pub(crate) fn settle(&mut self, end: End) -> Result<(), String> {
+        for partition in (0..PARTITIONS).filter(|partition| level_of(*partition) == Durability::Written) {
+            if end == End::PowerCut {
+                self.checker.push(&Event::MayHaveLost { partition, from: self.looked_end[partition] });
+            }
+        }
+        self.checker.push(&Event::Restarted);
+        self.in_flight.clear();
         for partition in 0..PARTITIONS {
             let found = self.found[partition].take().ok_or(format!("partition {partition} was not read"))?;
-            let account = &mut self.accounts[partition];
-            if end == End::PowerCut && level_of(partition) == Durability::Written {
-                account.acked.clear();
+            let (log_start, high_watermark) = (found.start, found.end);
+            let next = found.batches.last().map_or(log_start, |last| {
+                last.base + last.number.map_or(0, |number| records_of(number) as i64)
+            });
+            self.checked_count += self.checker.batches(partition) as u64;
+            self.checker.push(&Event::Looked { partition, log_start, high_watermark });
+            for (from, batches) in [(log_start, found.batches), (next, Vec::new())] {
+                // Nobody else's number: appends are counted from zero.
+                let request = u64::MAX;
+                self.checker.push(&Event::FetchSent { request, partition, from });
+                self.checker.push(&Event::Fetched { request, log_start, high_watermark, batches });
             }
-            account.check(partition, &found).map_err(|what| format!("partition {partition}: {what}"))?;
-            self.checked_count += (account.acked.len() + account.served.len()) as u64;
-            account.acked.clear();
-            account.in_flight.clear();
-            account.served = found.batches.iter().copied().collect();
-            account.trimmed = found.start;
-            account.trim_asked = account.trim_asked.max(found.start);
+            self.looked_end[partition] = high_watermark;
         }
-        Ok(())
-    }
-}
-
-impl Account {
-    fn check(&self, partition: usize, found: &Found) -> Result<(), String> {
-        if let Some(base) = found.garbage {
-            return Err(format!("what is served at {base} was never sent"));
-        }
-        let may = self.trimmed..=self.trim_asked.max(self.trimmed);
-        if !may.contains(&found.start) {
-            return Err(format!("log start offset {} is not in {may:?}", found.start));
-        }
-        let (mut next, mut before) = (found.start, None);
-        for (base, number) in &found.batches {
-            if *base != next {
-                return Err(format!("offset {next} is followed by {base}"));
-            }
-            if before >= Some(*number) || self.sent_max < Some(*number) {
-                return Err(format!("{number} at {base}, after {before:?}, of {:?} sent", self.sent_max));
-            }
-            if number % PARTITIONS as u64 != partition as u64 {
-                return Err(format!("{number} at {base} belongs to another partition"));
-            }
-            before = Some(*number);
-            next = base + records_of(*number) as i64;
-        }
-        if next != found.end {
-            return Err(format!("readable to {next}, the high watermark is {}", found.end));
-        }
-        let there: BTreeMap<i64, u64> = found.batches.iter().copied().collect();
-        for (what, expected) in [("acknowledged", &self.acked), ("served before", &self.served)] {
-            for (base, number) in expected.range(found.start..) {
-                if there.get(base) != Some(number) {
-                    return Err(format!("{what} {number} at {base} is lost: there is {:?}", there.get(base)));
-                }
-            }
-        }
-        Ok(())
+        self.checker.verdict().map_err(|violation| violation.to_string())
     }
 }
 

@@ -16,12 +16,12 @@ const KILLS: Tool = ("kills", |run| kills::run(run, TRIES));
 
 /// A lie, who must find it, and what it is called then.
 const LIES: [(Plant, Tool, &str); 6] = [
-    (Plant::AckBeforeSync, PREFIXES, "acknowledged"),
-    (Plant::AckBeforeSync, CUTS, "acknowledged"),
-    (Plant::AckBeforeSync, KILLS, "acknowledged"),
-    (Plant::WrittenAsFlushed, PREFIXES, "acknowledged"),
-    (Plant::WrittenAsFlushed, CUTS, "acknowledged"),
-    (Plant::SkipOnRead, KILLS, "is followed by"),
+    (Plant::AckBeforeSync, PREFIXES, "lost-write"),
+    (Plant::AckBeforeSync, CUTS, "lost-write"),
+    (Plant::AckBeforeSync, KILLS, "lost-write"),
+    (Plant::WrittenAsFlushed, PREFIXES, "lost-write"),
+    (Plant::WrittenAsFlushed, CUTS, "lost-write"),
+    (Plant::SkipOnRead, KILLS, "lost-write"),
 ];
 
 /// Fails if a lie is believed.
