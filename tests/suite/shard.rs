@@ -8,6 +8,7 @@ use rohrpost_engine_core::fetch::{FetchOutcome, FetchRequest};
 use rohrpost_engine_core::format::batch::patch;
 use rohrpost_engine_core::format::build::BatchBuilder;
 use rohrpost_engine_core::limits::ShardLimits;
+use rohrpost_engine_core::log::LogConfig;
 use rohrpost_engine_core::message::{Appended, PartitionId, Reply, Request, Ticket};
 use rohrpost_engine_core::ops::{ConnId, DiskOp, Event, NetOp, Now, Read, Send};
 use rohrpost_engine_core::service::{Answer, Frame, Service};
@@ -122,6 +123,29 @@ fn a_range_being_read_is_not_read_twice() {
     }
     assert_eq!(rig.shard.stats().cold_reads, 1);
     assert_eq!(rig.shard.stats().shared_reads, 2);
+}
+
+/// The only segment of a log that nobody appends to is too old: the log rolls, and what it leaves is sealed and
+/// deleted without anybody else's doing.
+#[test]
+fn an_idle_log_that_is_too_old_is_deleted() {
+    let scratch = tempfile::tempdir().unwrap();
+    let root = scratch.path().join("data");
+    write_log(&root, 4);
+    let mut rig = NullRig::new(&root, limits(), ()).unwrap();
+    let config = LogConfig { retention_ms: Some(60_000), ..NullRig::<()>::log_config() };
+    rig.open(PARTITION, "t-0", config).unwrap();
+    let segment = root.join("t-0/00000000000000000000.log");
+    for _ in 0..2 {
+        assert!(segment.exists());
+        let Now { mono, wall } = rig.now;
+        rig.now = Now { mono: mono.plus_millis(61_000), wall: Timestamp::new(wall.get() + 61_000) };
+        rig.settle();
+    }
+    assert!(!segment.exists());
+    let ticket = rig.request(Request::Watermarks(PARTITION));
+    let Some(Reply::Watermarks(Ok(marks))) = rig.take_reply(ticket) else { panic!("the partition is open") };
+    assert_eq!((marks.log_start_offset, marks.log_end_offset), (Offset::new(4), Offset::new(4)));
 }
 
 /// I13: the read that a cancelled fetch waits for still names its slot, so nobody else gets it before.

@@ -11,10 +11,13 @@ const CRASH_POINTS_MIN: u64 = 50_000;
 const SEEDS_MAX: u64 = 20_000;
 
 /// Seeds that found something, and what.
-const FOUND: &[(u64, &str)] = &[(
-    12_040,
-    "what two connections waited for was evicted, to make whole pages, before either could send it, for ever",
-)];
+const FOUND: &[(u64, &str)] = &[
+    (
+        12_040,
+        "what two connections waited for was evicted, for want of whole pages, before either was sent it",
+    ),
+    (13_530, "what a refused append had left by rolling was never sealed and kept the only descriptor"),
+];
 
 /// Lives end by power cuts and kills at any operation, also in recovery; what was acknowledged stays.
 #[test]

@@ -233,13 +233,14 @@ impl<P: Platform> Partition<P> {
     }
 
     /// Deletes what retention no longer keeps: whole segments from the oldest on, never beyond the high
-    /// watermark.
-    pub(crate) fn push_retention(&mut self, memory: &mut Memory<P>, now: Now, ops: &mut Ops<P>) {
+    /// watermark. Says whether the log has rolled for it, so that there is a segment to seal.
+    pub(crate) fn push_retention(&mut self, memory: &mut Memory<P>, now: Now, ops: &mut Ops<P>) -> bool {
         if !matches!(self.state, PartitionState::Live) {
-            return;
+            return false;
         }
         let doomed = self.expired(now.wall);
-        if doomed == self.segments.len() && self.active().end > Position::ZERO {
+        let rolls = doomed == self.segments.len() && self.active().end > Position::ZERO;
+        if rolls {
             self.roll(memory, now.wall);
         }
         let doomed = doomed.min(self.segments.len() - 1);
@@ -247,6 +248,7 @@ impl<P: Platform> Partition<P> {
             let start = self.segments[doomed].base_offset;
             self.delete_below(memory, start, None, ops);
         }
+        rolls
     }
 
     /// How many segments, from the oldest on, retention by time or by size gives up.

@@ -69,13 +69,15 @@ impl<P: Platform, C> Access for ShardAccess<'_, P, C> {
             core.patience = true;
             return Err(AppendError::Busy);
         }
-        match target.append(&mut core.memory, self.now, batches, self.ops) {
+        let appended = target.append(&mut core.memory, self.now, batches, self.ops);
+        // Also where it was refused: the log may have rolled for it, and what it left is to be sealed.
+        if !target.queued {
+            target.queued = true;
+            core.ready.push_back(partition);
+        }
+        match appended {
             Ok((base_offset, end_offset)) => {
                 target.acks.push_back(Ack { base_offset, end_offset, origin: Origin::Service { tag } });
-                if !target.queued {
-                    target.queued = true;
-                    core.ready.push_back(partition);
-                }
                 Ok(())
             }
             Err(Refused::Error(error)) => Err(error),

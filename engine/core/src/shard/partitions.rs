@@ -343,9 +343,11 @@ impl<P: Platform, C> Core<P, C> {
         self.next_retention = now.mono.plus_millis(RETENTION_INTERVAL_MS);
         for index in 0..self.all.len() {
             let id = self.all[index];
-            if let Some(partition) = self.partitions.get_mut(id) {
-                partition.push_retention(&mut self.memory, now, ops);
+            let Some(mut partition) = self.partitions.take(id) else { continue };
+            if partition.push_retention(&mut self.memory, now, ops) {
+                self.queue_partition(&mut partition);
             }
+            self.partitions.put(partition);
         }
     }
 
