@@ -26,6 +26,7 @@ mod handle;
 mod options;
 mod replies;
 mod runtime;
+mod start;
 
 pub use engine::{DriverInUse, Engine};
 pub use error::{AppendResult, FetchResult, PartitionResult, RequestError, StartError};

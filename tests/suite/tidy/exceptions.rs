@@ -12,7 +12,6 @@ pub(super) const LONG_FILES: &[(&str, usize, &str)] = &[
     ("engine/core/src/cache.rs", 425, "one intrusive structure; its links are private to it"),
     ("engine/core/src/format/names.rs", 425, "one table of names"),
     ("engine/sim/src/oracle.rs", 500, "one model of a partition"),
-    ("engine/src/engine.rs", 410, "one start, in the order of its steps"),
 ];
 
 /// Functions that may be longer: path, name, lines at most, reason.
