@@ -8,7 +8,7 @@ use crate::disk::{Disk, DiskError};
 use crate::error::PartitionError;
 use crate::format::checkpoint::{self, CheckpointError, EpochStart};
 use crate::format::names;
-use crate::log::files::{read_file, replace_file};
+use crate::log::files::{put_file, read_file};
 use crate::types::{LeaderEpoch, Offset};
 
 /// The epochs, oldest first.
@@ -74,13 +74,12 @@ impl Epochs {
         self.entries.last().map_or(LeaderEpoch::ZERO, |last| last.epoch)
     }
 
-    /// Writes the file if it differs, durably.
-    pub(crate) fn write<D: Disk>(&mut self, disk: &D, dir: &Path) -> Result<(), DiskError> {
+    /// Writes the file if it differs, as [`put_file`] does; says whether it has.
+    pub(crate) fn put<D: Disk>(&mut self, disk: &D, dir: &Path) -> Result<bool, DiskError> {
         if self.dirty {
             let text = checkpoint::write_epochs(&self.entries);
-            replace_file(disk, &dir.join(names::LEADER_EPOCH_CHECKPOINT), text.as_bytes())?;
-            self.dirty = false;
+            put_file(disk, &dir.join(names::LEADER_EPOCH_CHECKPOINT), text.as_bytes())?;
         }
-        Ok(())
+        Ok(std::mem::take(&mut self.dirty))
     }
 }

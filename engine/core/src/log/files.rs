@@ -21,6 +21,12 @@ pub(crate) fn read_file<D: Disk>(disk: &D, path: &Path) -> Result<Option<Vec<u8>
 /// Puts `bytes` in the place of the file, or creates it: after a power cut there is the old content or the new one,
 /// and the new one for certain once this has returned.
 pub(crate) fn replace_file<D: Disk>(disk: &D, path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
+    put_file(disk, path, bytes)?;
+    disk.sync_dir(parent(path))
+}
+
+/// As [`replace_file`], but the new content is certain only once the directory has been synced as well.
+pub(crate) fn put_file<D: Disk>(disk: &D, path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".tmp");
     let temporary = PathBuf::from(temporary);
@@ -28,8 +34,7 @@ pub(crate) fn replace_file<D: Disk>(disk: &D, path: &Path, bytes: &[u8]) -> Resu
     disk.set_len(&file, ByteCount::ZERO)?;
     disk.write_at(&file, Position::ZERO, bytes)?;
     disk.sync(&file)?;
-    disk.rename(&temporary, path)?;
-    disk.sync_dir(parent(path))
+    disk.rename(&temporary, path)
 }
 
 /// Opens the file for writing through the page cache, and creates it if there is none.

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::disk::{Disk, DiskError};
 use crate::format::checkpoint::{self, CheckpointError};
 use crate::format::names::{self, TopicPartition};
+use crate::log::creation::Entries;
 use crate::log::files::{remove_tree, replace_file, unlink_if_there};
 use crate::log::root::{create_root, list_partitions, read_meta_properties, read_offsets, take_lock};
 use crate::types::Offset;
@@ -93,6 +94,8 @@ struct State {
     clean: BTreeSet<TopicPartition>,
     /// Partitions that exist.
     live: BTreeSet<TopicPartition>,
+    /// Partitions that are to be forgotten and may still be in the files.
+    forgetting: BTreeSet<TopicPartition>,
     /// Whether the marker of a clean stop is there.
     marker: bool,
     /// Directories deleted so far, for the names of the next ones.
@@ -107,6 +110,7 @@ pub struct LogDir<D: Disk> {
     options: LogDirOptions,
     was_clean: bool,
     state: Mutex<State>,
+    entries: Entries,
     /// `None` where nothing may be changed.
     lock: Option<D::File>,
 }
@@ -132,16 +136,23 @@ impl<D: Disk> LogDir<D> {
         for dir in &deleted {
             remove_tree(&disk, &root.join(dir))?;
         }
-        if was_clean || !deleted.is_empty() {
-            disk.sync_dir(root)?;
-        }
+        // Also for the entries that a killed process has made and no sync has covered.
+        disk.sync_dir(root)?;
         state.notes = notes;
         state.live = live.into_iter().collect();
         if was_clean {
             state.clean = state.live.clone();
         }
         let root = root.to_owned();
-        Ok(Arc::new(Self { disk, root, options, was_clean, state: Mutex::new(state), lock: Some(lock) }))
+        Ok(Arc::new(Self {
+            disk,
+            root,
+            options,
+            was_clean,
+            state: Mutex::new(state),
+            entries: Entries::default(),
+            lock: Some(lock),
+        }))
     }
 
     /// Opens a log directory to serve what is there: takes no lock and changes nothing, not even what a
@@ -160,7 +171,15 @@ impl<D: Disk> LogDir<D> {
         let was_clean = entries.iter().any(|entry| entry.name == names::CLEAN_SHUTDOWN);
         state.notes = notes;
         let (root, options) = (root.to_owned(), LogDirOptions::default());
-        Ok(Arc::new(Self { disk, root, options, was_clean, state: Mutex::new(state), lock: None }))
+        Ok(Arc::new(Self {
+            disk,
+            root,
+            options,
+            was_clean,
+            state: Mutex::new(state),
+            entries: Entries::default(),
+            lock: None,
+        }))
     }
 
     /// Whether nothing may be changed.
@@ -253,12 +272,16 @@ impl<D: Disk> LogDir<D> {
         self.state().live.insert(tp.clone());
     }
 
-    /// The other partitions of its topic.
-    pub(crate) fn siblings(&self, tp: &TopicPartition) -> Vec<TopicPartition> {
-        let first = TopicPartition::new(tp.topic().clone(), 0);
-        let state = self.state();
-        let topic = state.live.range(first..).take_while(|other| other.topic() == tp.topic());
-        topic.filter(|other| *other != tp).cloned().collect()
+    /// The partitions' entries in the directory.
+    pub(crate) fn entries(&self) -> &Entries {
+        &self.entries
+    }
+
+    /// The first other partition of its topic, of this number or a greater one.
+    pub(crate) fn sibling(&self, tp: &TopicPartition, number: i32) -> Option<TopicPartition> {
+        let (from, state) = (TopicPartition::new(tp.topic().clone(), number), self.state());
+        let first = state.live.range(from..).find(|other| *other != tp)?;
+        (first.topic() == tp.topic()).then(|| first.clone())
     }
 
     /// Takes note that a partition, opened and left untouched, is as clean as before.
@@ -307,14 +330,16 @@ impl<D: Disk> LogDir<D> {
         let mut state = self.state();
         state.clean.remove(tp);
         state.live.remove(tp);
+        let tried_before = !state.forgetting.insert(tp.clone());
         for table in Table::ALL {
             let known = state.tables[table as usize].remove(tp).is_some();
-            // What an earlier attempt could not write is still in the file.
-            state.dirty[table as usize] |= known;
-            if state.dirty[table as usize] {
+            // Other partitions' changes can wait: thousands may be created one after the other.
+            if known || tried_before {
+                state.dirty[table as usize] = true;
                 self.write_table(&mut state, table)?;
             }
         }
+        state.forgetting.remove(tp);
         Ok(())
     }
 

@@ -17,7 +17,8 @@ fn a_missing_directory_is_made_but_not_its_parent() {
     let disk = disk();
     let dir = open(&disk).unwrap();
     assert_eq!((dir.was_clean(), dir.partitions().unwrap(), dir.root()), (false, vec![], Path::new(ROOT)));
-    assert_eq!(disk.take_trace(), ["create directory /data", "sync directory /", "create /data/.lock"]);
+    let made = ["create directory /data", "sync directory /", "create /data/.lock", "sync directory /data"];
+    assert_eq!(disk.take_trace(), made);
     let missing = LogDir::open(disk, Path::new("/none/data"), LogDirOptions::default()).map(|_| ());
     assert_eq!(missing, Err(OpenError::NoParent { root: PathBuf::from("/none/data") }));
 }

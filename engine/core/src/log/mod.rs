@@ -3,6 +3,7 @@
 pub(crate) mod append;
 mod commit;
 pub mod config;
+mod creation;
 #[cfg(test)]
 mod damage_tests;
 mod epochs;

@@ -6,13 +6,13 @@
 
 use std::path::PathBuf;
 
-use crate::disk::{Disk, Errno};
+use crate::disk::Disk;
 use crate::error::PartitionError;
 use crate::format::checkpoint;
 use crate::format::names::{self, SegmentFileKind, TopicId, TopicPartition};
 use crate::log::epochs::Epochs;
-use crate::log::files::{replace_file, unlink_if_there};
-use crate::log::identity::{new_topic_id, read_topic_id};
+use crate::log::files::{put_file, unlink_if_there};
+use crate::log::identity::read_topic_id;
 use crate::log::inventory::{Inventory, segment_path, unlink_segment};
 use crate::log::log_dir::LogDir;
 use crate::log::plan::Plan;
@@ -83,7 +83,7 @@ impl<D: Disk> Opening<'_, D> {
     {
         let disk = self.log_dir.disk();
         let mut report = RecoveryReport { clean: self.clean, ..RecoveryReport::default() };
-        self.create_dir()?;
+        let entry = self.create_dir()?;
         let inventory = Inventory::read(disk, &self.dir)?;
         let (topic_id, is_new) = self.topic_id()?;
         let mut epochs = Epochs::read(disk, &self.dir, &mut report.notes)?;
@@ -96,18 +96,25 @@ impl<D: Disk> Opening<'_, D> {
         }
         if is_new {
             let text = checkpoint::write_partition_metadata(topic_id);
-            replace_file(disk, &self.dir.join(names::PARTITION_METADATA), text.as_bytes())?;
+            put_file(disk, &self.dir.join(names::PARTITION_METADATA), text.as_bytes())?;
         }
         self.apply(&inventory, &plan, &mut report)?;
         let (start, end) = (plan.log_start_offset, plan.log_end_offset);
         let cut = plan.segments.iter().any(|(_, verdict)| *verdict == Verdict::End);
+        let is_empty = plan.segments.is_empty();
         let segments = self.finish::<P>(plan, topic_id, &mut report)?;
         epochs.truncate(end);
         if !self.clean || cut {
             epochs.raise(end);
         }
         let leader_epoch = epochs.current(end);
-        epochs.write(disk, &self.dir)?;
+        let changed = epochs.put(disk, &self.dir)? || is_new || is_empty;
+        if changed {
+            disk.sync_dir(&self.dir)?;
+        }
+        if let Some(change) = entry {
+            self.log_dir.entries().make_durable(disk, self.log_dir.root(), change)?;
+        }
         self.log_dir.note_recovery_point(self.tp, end);
         if self.config.on_damage == OnDamage::Cut {
             // What lies below the old one may be cut off now.
@@ -162,41 +169,6 @@ impl<D: Disk> Opening<'_, D> {
         let opened =
             OpenedLog { segments, read_only, failure, topic_id, log_start_offset, leader_epoch, recovery };
         Ok(Box::new(opened))
-    }
-
-    /// Creates the partition's directory if there is none; what is there afterwards is there durably.
-    fn create_dir(&self) -> Result<(), PartitionError> {
-        let disk = self.log_dir.disk();
-        match disk.list(&self.dir) {
-            Err(error) if error.errno == Errno::NOENT => {}
-            Err(error) => return Err(error.into()),
-            Ok(_) if self.clean => return Ok(()),
-            Ok(_) => {
-                // A process that was killed has left entries that no sync has covered.
-                disk.sync_dir(&self.dir)?;
-                return Ok(disk.sync_dir(self.log_dir.root())?);
-            }
-        }
-        // Checkpoints that a deleted partition of the same name has left would cut into the new one.
-        self.log_dir.forget(self.tp)?;
-        disk.create_dir(&self.dir)?;
-        self.log_dir.mark_created(self.tp);
-        Ok(disk.sync_dir(self.log_dir.root())?)
-    }
-
-    /// The topic's id: kept where there is one, that of the topic's other partitions, or a new one; and whether it is
-    /// still to be written.
-    fn topic_id(&self) -> Result<(TopicId, bool), PartitionError> {
-        let disk = self.log_dir.disk();
-        if let Some(id) = read_topic_id(disk, &self.dir)? {
-            return Ok((id, false));
-        }
-        for sibling in self.log_dir.siblings(self.tp) {
-            if let Some(id) = read_topic_id(disk, &self.log_dir.partition_dir(&sibling))? {
-                return Ok((id, true));
-            }
-        }
-        Ok((new_topic_id(self.tp.topic(), self.log_dir.options().topic_id_seed), true))
     }
 
     /// Removes what is to go. Afterwards the segments that stay can be cut in any order.

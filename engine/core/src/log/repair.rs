@@ -14,7 +14,7 @@ use crate::log::found::{Ending, Found, open_around_cache};
 use crate::log::inventory::{Inventory, segment_path};
 use crate::log::log_dir::LogDir;
 use crate::log::scan::{SCAN_BLOCK_LEN, SegmentReader};
-use crate::log::segments::create_segment;
+use crate::log::segments::make_segment;
 use crate::log::step::{CompanionsLen, OpenedSegment};
 use crate::platform::{DIRECT_IO_ALIGN, Platform};
 use crate::types::{ByteCount, Offset, Position, Timestamp};
@@ -103,7 +103,7 @@ pub(crate) fn cut_other_files<D: Disk>(
     if keep < bytes.len() { replace_file(disk, &path, &bytes[..keep]) } else { Ok(()) }
 }
 
-/// Makes the first segment of a log that has none.
+/// Makes the first segment of a log that has none. Its name is not durable yet.
 pub(crate) fn create_first_segment<P: Platform>(
     log_dir: &LogDir<P::Disk>,
     dir: &Path,
@@ -115,7 +115,7 @@ pub(crate) fn create_first_segment<P: Platform>(
 where
     P::Disk: Disk<File = P::File>,
 {
-    let (file, preallocated) = create_segment(log_dir, dir, config, base_offset, ByteCount::ZERO)?;
+    let (file, preallocated) = make_segment(log_dir, dir, config, base_offset, ByteCount::ZERO)?;
     let modified = log_dir.disk().modified(&segment_path(dir, base_offset, SegmentFileKind::Log))?;
     let offsets = OffsetIndex::new(base_offset, entries_in(config.index_len_max, OFFSET_ENTRY_LEN));
     let times = TimeIndex::new(base_offset, entries_in(config.index_len_max, TIME_ENTRY_LEN));

@@ -19,13 +19,29 @@ use crate::log::scan::{PEEK_BLOCK_LEN, SegmentReader};
 use crate::log::step::{Companions, LastSegment};
 use crate::types::{ByteCount, Offset, Position};
 
-/// Makes the file of a new active segment, with its lock held, `preallocate` bytes reserved and its name durable.
+/// As [`make_segment`], and makes its name durable.
+///
+/// # Errors
+/// As [`make_segment`].
+pub(crate) fn create_segment<D: Disk>(
+    log_dir: &LogDir<D>,
+    dir: &Path,
+    config: &LogConfig,
+    base_offset: Offset,
+    preallocate: ByteCount,
+) -> Result<(D::File, Position), PartitionError> {
+    let made = make_segment(log_dir, dir, config, base_offset, preallocate)?;
+    log_dir.disk().sync_dir(dir)?;
+    Ok(made)
+}
+
+/// Makes the file of a new active segment, with its lock held and `preallocate` bytes reserved.
 ///
 /// A file of that name can be there after a crash: it is taken over if it holds no batch.
 ///
 /// # Errors
 /// See [`PartitionError`]. Where the device is full, no file stays behind.
-pub(crate) fn create_segment<D: Disk>(
+pub(crate) fn make_segment<D: Disk>(
     log_dir: &LogDir<D>,
     dir: &Path,
     config: &LogConfig,
@@ -55,7 +71,6 @@ pub(crate) fn create_segment<D: Disk>(
             Err(error)
         })?;
     }
-    disk.sync_dir(dir)?;
     Ok((file, end))
 }
 

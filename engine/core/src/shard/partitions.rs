@@ -83,8 +83,7 @@ impl<P: Platform, C> Core<P, C> {
         if self.partitions.len() >= self.limits.partitions_max as usize || id.0 > PARTITION_ID_MAX {
             return Err(PartitionError::TooMany(self.limits.partitions_max));
         }
-        let taken = self.partitions.iter().any(|partition| partition.name == name);
-        if taken || self.partitions.get(id).is_some() {
+        if self.partitions.get(id).is_some() || !self.partitions.claim(&name) {
             return Err(PartitionError::AlreadyOpen);
         }
         let step = Step::Open { name: name.clone(), config: config.clone() };
@@ -261,6 +260,7 @@ impl<P: Platform, C> Core<P, C> {
         for segment in &partition.segments {
             self.memory.cache.remove_segment(segment.uid, segment.end);
         }
+        self.partitions.release(&partition.name);
         self.all.retain(|id| *id != partition.id);
     }
 

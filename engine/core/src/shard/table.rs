@@ -3,8 +3,12 @@
 //! Owns them. Ids are small and dense over the process, sparse in a shard: pages of slots, so that looking a
 //! partition up, and lending it out for the length of a call, costs two loads and no hash. A page is made when the
 //! first partition of its range opens and is kept. Always holds: `count` is the number of occupied slots; a
-//! partition that is taken stands nowhere until it is put back.
+//! partition that is taken stands nowhere until it is put back. Names are claimed by those who open a partition, and
+//! released when it is gone.
 
+use std::collections::HashSet;
+
+use crate::format::names::TopicPartition;
 use crate::log::partition::Partition;
 use crate::message::PartitionId;
 use crate::platform::Platform;
@@ -18,6 +22,7 @@ type Page<P> = [Option<Box<Partition<P>>>; PAGE_SLOTS];
 pub(super) struct PartitionTable<P: Platform> {
     pages: Vec<Option<Box<Page<P>>>>,
     count: usize,
+    names: HashSet<TopicPartition>,
 }
 
 const fn place(id: PartitionId) -> (usize, usize) {
@@ -26,8 +31,18 @@ const fn place(id: PartitionId) -> (usize, usize) {
 }
 
 impl<P: Platform> PartitionTable<P> {
-    pub(super) const fn new() -> Self {
-        Self { pages: Vec::new(), count: 0 }
+    pub(super) fn new() -> Self {
+        Self { pages: Vec::new(), count: 0, names: HashSet::new() }
+    }
+
+    /// Claims a name; `false` if somebody has it.
+    pub(super) fn claim(&mut self, name: &TopicPartition) -> bool {
+        self.names.insert(name.clone())
+    }
+
+    /// The partition of this name is gone.
+    pub(super) fn release(&mut self, name: &TopicPartition) {
+        self.names.remove(name);
     }
 
     /// How many there are.
