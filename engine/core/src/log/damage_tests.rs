@@ -2,9 +2,10 @@
 
 use crate::disk::memory::MemoryDisk;
 use crate::error::{PartitionError, PartitionFailure};
+use crate::format::batch::patch;
 use crate::log::test_support::*;
 use crate::log::{LogConfig, OnDamage};
-use crate::types::Offset;
+use crate::types::{LeaderEpoch, Offset};
 
 const VALUE_LEN: usize = 50;
 
@@ -55,4 +56,35 @@ fn a_cut_by_choice_ends_the_log_at_the_damage() {
     assert_eq!(disk.get("/data/recovery-point-offset-checkpoint").unwrap(), b"0\n1\nt 0 6\n");
     let again = open(&disk, OnDamage::Refuse).unwrap();
     assert_eq!((shape(&again).1, again.recovery.notes.len()), (6, 0));
+}
+
+/// After a cut the side file of before must not come back: it would reach beyond the end, and the log would be refused.
+#[test]
+fn the_side_file_of_a_cut_segment_is_durable() {
+    let (disk, _) = damaged_log();
+    let dir = log_dir(&disk);
+    disk.take_trace();
+    drop(try_open(&dir, &LogConfig { on_damage: OnDamage::Cut, ..config() }).unwrap());
+    let (trace, side) = (disk.take_trace(), segment(4, "chain"));
+    let expected = format!("sync {}.tmp", side.display());
+    assert!(trace.contains(&expected), "{trace:?}");
+}
+
+/// A batch of an earlier leader epoch than one before it: a number has rotted, or a device has lost a truncation. Nobody can
+/// tell which, so nothing is cut, and the operator is told.
+#[test]
+fn leader_epochs_that_fall_are_told() {
+    let of = |base: i64, epoch: i32| {
+        let mut bytes = batch(base, 1, VALUE_LEN);
+        patch(&mut bytes, Offset::new(base), LeaderEpoch::new(epoch));
+        bytes
+    };
+    let one = of(0, 0).len();
+    for (epochs, told) in [([0, 0, 1, 0], true), ([0, 0, 1, 1], false), ([0, 1, 1, -1], false)] {
+        let log: Vec<u8> = (0..4).flat_map(|base| of(base, epochs[base as usize])).collect();
+        let opened = open(&killed_with(&log), OnDamage::Refuse).unwrap();
+        assert_eq!(shape(&opened).1, 4, "{epochs:?}");
+        let place = format!("at position {}: a batch of leader epoch 0", 3 * one);
+        assert_eq!(opened.recovery.notes.iter().any(|note| note.contains(&place)), told, "{epochs:?}");
+    }
 }

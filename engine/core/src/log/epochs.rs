@@ -17,6 +17,8 @@ pub(crate) struct Epochs {
     entries: Vec<EpochStart>,
     /// Whether they differ from the file.
     dirty: bool,
+    /// Whether the file says nothing: only the batches tell.
+    unknown: bool,
 }
 
 impl Epochs {
@@ -28,16 +30,21 @@ impl Epochs {
     ) -> Result<Self, PartitionError> {
         let path = dir.join(names::LEADER_EPOCH_CHECKPOINT);
         match read_file(disk, &path)?.map(|bytes| checkpoint::parse_epochs(&bytes)) {
-            None => Ok(Self { entries: Vec::new(), dirty: true }),
-            Some(Ok(entries)) => Ok(Self { entries, dirty: false }),
+            None => Ok(Self { entries: Vec::new(), dirty: true, unknown: true }),
+            Some(Ok(entries)) => Ok(Self { unknown: entries.is_empty(), entries, dirty: false }),
             Some(Err(reason @ CheckpointError::Version { .. })) => {
                 Err(PartitionError::Unusable { path, reason: reason.to_string() })
             }
             Some(Err(reason)) => {
-                notes.push(format!("{}: {reason}; rebuilt from the batches that were read.", path.display()));
-                Ok(Self { entries: Vec::new(), dirty: true })
+                notes.push(format!("{}: {reason}; rebuilt from the batches.", path.display()));
+                Ok(Self { entries: Vec::new(), dirty: true, unknown: true })
             }
         }
+    }
+
+    /// Whether only the batches can tell which epochs there were.
+    pub(crate) const fn unknown(&self) -> bool {
+        self.unknown
     }
 
     /// Takes note of an epoch met in the log.

@@ -14,6 +14,7 @@ use crate::format::index_build::IndexBuilder;
 use crate::format::names::{SegmentFileKind, TopicId, TopicPartition};
 use crate::format::side_file::{SIDE_INTERVAL_DEFAULT, SegmentIdentity, SideFile, SideFileBuilder};
 use crate::log::LogConfig;
+use crate::log::epochs::Epochs;
 use crate::log::files::read_file;
 use crate::log::inventory::segment_path;
 use crate::log::step::CompanionsLen;
@@ -32,6 +33,8 @@ pub(crate) struct SegmentContext<'a, D: Disk> {
     pub(crate) next_base: Option<Offset>,
     /// Whether the directory must not be changed: files are opened for reading, and no lock is taken.
     pub(crate) read_only: bool,
+    /// What the partition's file says of leader epochs.
+    pub(crate) epochs: &'a Epochs,
 }
 
 /// How the batches of a segment end.
@@ -152,6 +155,13 @@ impl NewChain {
         }
         let len = Position::new(self.bytes.len() as u64);
         Chain { builder: self.builder, rebuilt: Some(self.bytes), len }
+    }
+}
+
+/// Adds the epoch of the next batch, if it is a new one.
+pub(crate) fn note_epoch(epochs: &mut Vec<EpochStart>, header: &BatchHeader) {
+    if epochs.last().is_none_or(|last| header.leader_epoch() > last.epoch) {
+        epochs.push(EpochStart { epoch: header.leader_epoch(), start_offset: header.base_offset() });
     }
 }
 

@@ -3,13 +3,14 @@
 
 use crate::disk::{Disk, DiskError, OpenMode};
 use crate::error::PartitionError;
+use crate::format::checkpoint::EpochStart;
 use crate::format::index::{OFFSET_ENTRY_LEN, OffsetIndex, TIME_ENTRY_LEN, TimeIndex};
 use crate::format::index_build::IndexBuilder;
 use crate::format::names::SegmentFileKind;
 use crate::format::side_file::{SIDE_INTERVAL_DEFAULT, SideFile, SideFileBuilder};
 use crate::format::walk::{Check, StopReason};
 use crate::log::files::read_file;
-use crate::log::found::{Chain, Ending, Found, NewChain, SegmentContext, lens_of, open_log};
+use crate::log::found::{Chain, Ending, Found, NewChain, SegmentContext, lens_of, note_epoch, open_log};
 use crate::log::scan::{PEEK_BLOCK_LEN, SCAN_BLOCK_LEN, SegmentReader};
 use crate::types::{ByteCount, Offset, Position, Timestamp};
 
@@ -33,6 +34,7 @@ impl<D: Disk> SegmentContext<'_, D> {
         let Some(tail) = self.walk_tail(&mut reader, offsets, times)? else { return Ok(None) };
         let first_timestamp = reader.header(Position::ZERO)?.map_or(Timestamp::NONE, |h| h.max_timestamp());
         let (end, next_offset, index) = tail;
+        let epochs = if self.epochs.unknown() { self.walk_epochs(&file)? } else { Vec::new() };
         // Nothing follows in a log that is only read.
         let continues = last && !self.read_only;
         let side = if last { self.read_side_file()? } else { None };
@@ -55,7 +57,7 @@ impl<D: Disk> SegmentContext<'_, D> {
             companions_len,
             scanned: false,
             batches: 0,
-            epochs: Vec::new(),
+            epochs,
             side_end: None,
             note: None,
         }))
@@ -112,6 +114,18 @@ impl<D: Disk> SegmentContext<'_, D> {
         let fits = indexed_end.is_none_or(|offset| offset < next_offset)
             && self.next_base.is_none_or(|base| next_offset <= base);
         Ok(fits.then_some((at, next_offset, index)))
+    }
+
+    /// The leader epochs of the batches and where they start, from the headers.
+    fn walk_epochs(&self, file: &D::File) -> Result<Vec<EpochStart>, DiskError> {
+        let mut reader = SegmentReader::new(self.disk, file, SCAN_BLOCK_LEN)?;
+        let (mut at, mut next, mut epochs) = (Position::ZERO, self.base_offset, Vec::new());
+        while let Ok(header) = reader.batch(at, next, Check::Header)? {
+            note_epoch(&mut epochs, &header);
+            at = at.plus(header.batch_len());
+            next = header.next_offset();
+        }
+        Ok(epochs)
     }
 
     /// The side file of the last segment, rebuilt from the headers if it does not end where the segment ends.

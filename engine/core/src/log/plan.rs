@@ -4,6 +4,7 @@ use crate::disk::Disk;
 use crate::error::{PartitionError, PartitionFailure};
 use crate::format::names::{SegmentFileKind, TopicId};
 use crate::log::OnDamage;
+use crate::log::epochs::Epochs;
 use crate::log::found::{Found, SegmentContext};
 use crate::log::inventory::{Inventory, segment_path};
 use crate::log::recovery::Opening;
@@ -29,6 +30,7 @@ impl<D: Disk> Opening<'_, D> {
         &self,
         inventory: &Inventory,
         topic_id: TopicId,
+        epochs: &Epochs,
         report: &mut RecoveryReport,
     ) -> Result<Plan<D>, PartitionError> {
         let bases: Vec<Offset> = inventory.segments.iter().copied().collect();
@@ -45,6 +47,7 @@ impl<D: Disk> Opening<'_, D> {
                 base_offset,
                 kept.get(i + 1).copied(),
                 topic_id,
+                epochs,
                 recovery_point,
                 report,
             )?);
@@ -77,6 +80,7 @@ impl<D: Disk> Opening<'_, D> {
         base_offset: Offset,
         next_base: Option<Offset>,
         topic_id: TopicId,
+        epochs: &Epochs,
         recovery_point: Offset,
         report: &mut RecoveryReport,
     ) -> Result<Found<D>, PartitionError> {
@@ -90,6 +94,7 @@ impl<D: Disk> Opening<'_, D> {
             base_offset,
             next_base,
             read_only: self.log_dir.is_read_only(),
+            epochs,
         };
         let durable = next_base.is_some_and(|next_base| next_base <= recovery_point);
         if self.clean || durable {

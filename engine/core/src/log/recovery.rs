@@ -87,7 +87,7 @@ impl<D: Disk> Opening<'_, D> {
         let inventory = Inventory::read(disk, &self.dir)?;
         let (topic_id, is_new) = self.topic_id()?;
         let mut epochs = Epochs::read(disk, &self.dir, &mut report.notes)?;
-        let plan = self.plan(&inventory, topic_id, &mut report)?;
+        let plan = self.plan(&inventory, topic_id, &epochs, &mut report)?;
         if plan.damage.is_some() {
             return self.serve_as_it_is(plan, topic_id, epochs, report);
         }
@@ -143,7 +143,7 @@ impl<D: Disk> Opening<'_, D> {
         let inventory = Inventory::read(disk, &self.dir)?;
         let topic_id = read_topic_id(disk, &self.dir)?.unwrap_or(TopicId::ZERO);
         let epochs = Epochs::read(disk, &self.dir, &mut report.notes)?;
-        let plan = self.plan(&inventory, topic_id, &mut report)?;
+        let plan = self.plan(&inventory, topic_id, &epochs, &mut report)?;
         self.serve_as_it_is(plan, topic_id, epochs, report)
     }
 
@@ -216,7 +216,9 @@ impl<D: Disk> Opening<'_, D> {
                 let torn = torn_len(disk, found)?;
                 report.truncated = ByteCount::new(report.truncated.get() + torn);
             }
-            repair_segment(disk, &self.dir, found, i == active)?;
+            // The companions of a segment that goes on need not be durable, unless older ones would reach beyond a cut.
+            let durable = i != active || *verdict == Verdict::End;
+            repair_segment(disk, &self.dir, found, durable)?;
         }
         let base_offset = plan.log_start_offset;
         let mut segments = self.hand_over::<P>(plan)?;

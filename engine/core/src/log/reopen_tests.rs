@@ -5,7 +5,8 @@ use std::path::Path;
 use crate::disk::memory::MemoryDisk;
 use crate::disk::{Caching, Disk, Lock, OpenMode};
 use crate::error::PartitionError;
-use crate::format::batch::HEADER_LEN;
+use crate::format::batch::{HEADER_LEN, patch};
+use crate::format::crc::crc32c;
 use crate::log::step::{Step, StepOutput};
 use crate::log::test_support::*;
 use crate::log::{LogConfig, LogDir, WriteMode};
@@ -91,6 +92,73 @@ fn a_stale_side_file_is_rebuilt() {
     assert_eq!(shape(&opened).1, 305);
     assert_eq!(opened.recovery.notes.len(), 1, "{:?}", opened.recovery.notes);
     assert_ne!(disk.get(segment(0, "chain")).unwrap(), grown);
+}
+
+/// A side file of an earlier or a later release says nothing to this one: the log is whole without it, and gets one that
+/// this release reads. After a clean stop and after a kill.
+#[test]
+fn side_files_of_other_versions_are_rebuilt() {
+    for clean in [true, false] {
+        let disk = clean_log();
+        let ours = disk.get(segment(0, "chain")).unwrap();
+        for version in [0_u16, 2, u16::MAX] {
+            disk.edit(segment(0, "chain"), |file| {
+                file[8..10].copy_from_slice(&version.to_le_bytes());
+                let crc = crc32c(&file[..60]);
+                file[60..64].copy_from_slice(&crc.to_le_bytes());
+            });
+            if !clean {
+                disk.remove("/data/.kafka_cleanshutdown");
+                disk.put("/data/recovery-point-offset-checkpoint", b"0\n0\n");
+            }
+            let dir = log_dir(&disk);
+            let opened = try_open(&dir, &config()).unwrap();
+            assert_eq!((shape(&opened).1, opened.recovery.clean), (300, clean), "version {version}");
+            assert!(disk.get(segment(0, "chain")).unwrap() == ours, "version {version}, clean: {clean}");
+            close(&dir, opened);
+            assert!(dir.close_clean().unwrap());
+        }
+    }
+}
+
+/// The file of leader epochs is gone or garbage: the batches tell them, those of segments that are believed as well.
+#[test]
+fn leader_epochs_are_rebuilt_from_the_batches() {
+    let epoch_of = |base: i64| LeaderEpoch::new([0, 0, 3, 3, 3, 7][base as usize / 2]);
+    let log = |from: i64, to: i64| {
+        (from..to).flat_map(|base| {
+            let mut bytes = batch(base, 1, 50);
+            patch(&mut bytes, Offset::new(base), epoch_of(base));
+            bytes
+        })
+    };
+    let whole = killed_with(&log(0, 6).collect::<Vec<_>>());
+    whole.put(segment(6, "log"), &log(6, 12).collect::<Vec<_>>());
+    let dir = log_dir(&whole);
+    let opened = try_open(&dir, &config()).unwrap();
+    close(&dir, opened);
+    assert!(dir.close_clean().unwrap());
+    drop(dir);
+    let damages: [fn(&MemoryDisk); 3] = [
+        |disk| disk.remove(file("leader-epoch-checkpoint")),
+        |disk| disk.put(file("leader-epoch-checkpoint"), b"0\n2\n0 0\n"),
+        |disk| disk.put(file("leader-epoch-checkpoint"), b""),
+    ];
+    for damage in damages {
+        for clean in [true, false] {
+            let disk = whole.fork();
+            damage(&disk);
+            if !clean {
+                disk.remove("/data/.kafka_cleanshutdown");
+                disk.put("/data/recovery-point-offset-checkpoint", b"0\n1\nt 0 12\n");
+            }
+            let opened = reopen(&disk).unwrap();
+            assert_eq!(opened.recovery.clean, clean);
+            let expected = if clean { "0\n3\n0 0\n3 4\n7 10\n" } else { "0\n4\n0 0\n3 4\n7 10\n8 12\n" };
+            assert_eq!(epochs(&disk), expected);
+            assert_eq!(opened.leader_epoch, LeaderEpoch::new(if clean { 7 } else { 8 }));
+        }
+    }
 }
 
 /// Sealed segments below the recovery point are not read after a kill, but they are there.

@@ -21,13 +21,13 @@ use crate::types::{ByteCount, Offset, Position, Timestamp};
 
 const TXN_ENTRY_LEN: usize = 34;
 
-/// Cuts the segment behind its last batch, makes what was read durable, and writes what of its companions is new. Those of a sealed segment are
-/// durable afterwards: no later recovery reads it again. Those of the active one need not be.
+/// Cuts the segment behind its last batch, makes what was read durable, and writes what of its companions is new;
+/// `durable`, if no later recovery reads it again.
 pub(crate) fn repair_segment<D: Disk>(
     disk: &D,
     dir: &Path,
     found: &Found<D>,
-    active: bool,
+    durable: bool,
 ) -> Result<(), DiskError> {
     let path = |kind| segment_path(dir, found.base_offset, kind);
     if let (Ending::Damage(_), Some(file)) = (&found.ending, &found.file) {
@@ -37,7 +37,7 @@ pub(crate) fn repair_segment<D: Disk>(
     if found.scanned {
         rewrite_unvouched(disk, &path(SegmentFileKind::Log), found)?;
     }
-    let put = |path: PathBuf, bytes: &[u8]| put_companion(disk, &path, bytes, !active);
+    let put = |path: PathBuf, bytes: &[u8]| put_companion(disk, &path, bytes, durable);
     if found.scanned {
         put(path(SegmentFileKind::Index), found.index.offsets().as_bytes())?;
         put(path(SegmentFileKind::TimeIndex), found.index.times().as_bytes())?;

@@ -10,10 +10,10 @@ use crate::format::names::SegmentFileKind;
 use crate::format::side_file::{ChainVerifier, SideFile};
 use crate::format::walk::{Check, StopReason};
 use crate::log::WriteMode;
-use crate::log::found::{Ending, Found, NewChain, SegmentContext, lens_of, open_around_cache};
+use crate::log::found::{Ending, Found, NewChain, SegmentContext, lens_of, note_epoch, open_around_cache};
 use crate::log::scan::{SCAN_BLOCK_LEN, SegmentReader};
 use crate::log::step::CompanionsLen;
-use crate::types::{Offset, Position, Timestamp};
+use crate::types::{LeaderEpoch, Offset, Position, Timestamp};
 
 impl<D: Disk> SegmentContext<'_, D> {
     /// Reads the whole segment around the page cache, which may hold what the device never got, checks every batch and
@@ -57,6 +57,7 @@ impl<D: Disk> SegmentContext<'_, D> {
         if self.next_base.is_some() {
             read.index.seal().map_err(|error| self.unindexable(read.end, error))?;
         }
+        let note = self.note(&read);
         let chain = read.chain.finish();
         let lens = lens_of(read.index.offsets(), read.index.times());
         Ok(Found {
@@ -75,16 +76,27 @@ impl<D: Disk> SegmentContext<'_, D> {
             batches: read.batches,
             epochs: read.epochs,
             side_end: side.filter(|_| !read.stale).map(SideFile::end_position),
-            note: read.stale.then(|| self.stale_note()),
+            note,
         })
     }
 
-    fn stale_note(&self) -> String {
-        let path = self.path(SegmentFileKind::Chain);
-        format!(
-            "{} does not describe its segment, which another program may have changed; rebuilt.",
-            path.display()
-        )
+    /// What the operator should know of batches that are whole, and yet not what was written one after the other.
+    fn note(&self, read: &Rescan<'_>) -> Option<String> {
+        if let Some((at, epoch)) = read.fallen {
+            let path = self.path(SegmentFileKind::Log);
+            return Some(format!(
+                "{} at position {at}: a batch of leader epoch {epoch} follows a later epoch; a number has rotted, or the \
+                 device has brought back what was cut off.",
+                path.display()
+            ));
+        }
+        read.stale.then(|| {
+            let path = self.path(SegmentFileKind::Chain);
+            format!(
+                "{} does not describe its segment, which another program may have changed; rebuilt.",
+                path.display()
+            )
+        })
     }
 
     fn unindexable(&self, at: Position, error: IndexError) -> PartitionError {
@@ -107,6 +119,8 @@ struct Rescan<'a> {
     stale: bool,
     batches: u64,
     epochs: Vec<EpochStart>,
+    /// The first batch whose leader epoch is lower than one before it, and that epoch.
+    fallen: Option<(Position, LeaderEpoch)>,
     first_timestamp: Timestamp,
 }
 
@@ -125,6 +139,7 @@ impl<'a> Rescan<'a> {
             stale: false,
             batches: 0,
             epochs: Vec::new(),
+            fallen: None,
             first_timestamp: Timestamp::NONE,
         }
     }
@@ -135,10 +150,11 @@ impl<'a> Rescan<'a> {
             self.stale = verifier.push_batch(header, self.end).is_err();
         }
         self.chain.push(header, self.end);
-        if self.epochs.last().is_none_or(|last| header.leader_epoch() > last.epoch) {
-            let (epoch, start_offset) = (header.leader_epoch(), header.base_offset());
-            self.epochs.push(EpochStart { epoch, start_offset });
+        let epoch = header.leader_epoch();
+        if epoch >= LeaderEpoch::ZERO && self.epochs.last().is_some_and(|last| epoch < last.epoch) {
+            self.fallen.get_or_insert((self.end, epoch));
         }
+        note_epoch(&mut self.epochs, header);
         if self.batches == 0 {
             self.first_timestamp = header.max_timestamp();
         }
