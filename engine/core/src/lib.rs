@@ -19,6 +19,7 @@ pub mod log;
 mod memory;
 pub mod message;
 pub mod ops;
+pub mod planted;
 pub mod platform;
 pub mod service;
 pub mod shard;

@@ -5,6 +5,7 @@
 
 use crate::cache::{ReadCache, SegmentUid};
 use crate::disk::Errno;
+use crate::planted::{Bug, is_planted};
 use crate::platform::{Arena, CHUNK_LEN_MAX, CHUNK_LEN_MIN, Chunk, Content, Lease, Platform, SLAB_LEN};
 use crate::types::{ByteCount, Position};
 
@@ -161,6 +162,7 @@ impl<P: Platform> Memory<P> {
         if end <= valid_from {
             return;
         }
+        let valid_from = if is_planted(Bug::CacheBeforeValid) { position } else { valid_from };
         let (from, to) = (valid_from.since(position).as_usize(), end.since(position).as_usize());
         if chunk.frozen() < to {
             chunk.freeze(to);

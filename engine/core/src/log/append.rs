@@ -14,6 +14,7 @@ use crate::log::tail::{TailChunk, chunk_range};
 use crate::log::{LogConfig, WriteMode};
 use crate::memory::Memory;
 use crate::ops::{DiskOp, Now, Ops, Read};
+use crate::planted::{Bug, is_planted};
 use crate::platform::{CHUNK_LEN_MIN, Chunk, Content, DIRECT_IO_ALIGN, Platform};
 use crate::token::Purpose;
 use crate::types::{ByteCount, Nanos, Offset, Position, Timestamp};
@@ -116,7 +117,7 @@ impl<P: Platform> Partition<P> {
         let (position, mut chunk) = take_chunk(memory, block, self.tail_chunk_len)?;
         self.tail_chunk_len = ByteCount::of_usize(chunk.len());
         let mut valid_from = block;
-        if block < end {
+        if block < end && !is_planted(Bug::TailWithoutItsBlock) {
             match memory.cache.take(uid, block) {
                 Some(((from, to), lease)) if to == end => {
                     valid_from = from.max(position);
@@ -176,9 +177,15 @@ impl<P: Platform> Partition<P> {
             self.tail.write(uid, position, &patched, None);
             let after_header = position.plus(ByteCount::of_usize(HEADER_LEN));
             self.tail.write(uid, after_header, body, Some(&mut crc));
-            header.check_crc(crc.value()).map_err(|e| invalid(at, e))?;
+            header
+                .check_crc(crc.value())
+                .or_else(|e| if is_planted(Bug::KeepRefusedBatch) { Ok(()) } else { Err(invalid(at, e)) })?;
             position = position.plus(header.batch_len());
-            offset = offset.plus(i64::from(header.last_offset_delta()) + 1);
+            offset = if is_planted(Bug::WrongOffsetInBatch) {
+                offset
+            } else {
+                offset.plus(i64::from(header.last_offset_delta()) + 1)
+            };
             rest = later;
         }
         Ok(())

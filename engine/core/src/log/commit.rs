@@ -20,6 +20,7 @@ use crate::log::{Durability, WriteMode};
 use crate::memory::Memory;
 use crate::message::Appended;
 use crate::ops::{DiskOp, Now, Ops, WRITE_EXTENTS_MAX, Write};
+use crate::planted::{Bug, is_planted};
 use crate::platform::{Chunk, DIRECT_IO_ALIGN, Platform};
 use crate::token::Purpose;
 use crate::types::{ByteCount, Position};
@@ -97,13 +98,14 @@ impl<P: Platform> Partition<P> {
     ) -> Option<Write<P>> {
         let token = Purpose::Commit(self.id).token();
         let direct = self.config.write_mode == WriteMode::Direct;
-        let durable = direct && self.config.durability == Durability::Flushed;
+        let durable =
+            direct && self.config.durability == Durability::Flushed && !is_planted(Bug::AckBeforeSync);
         let (position, len) = self.written_range(start, end.position);
         let mut frozen_end = end.position;
         let mut bounce = None;
         if direct {
             frozen_end = end.position.align_down(DIRECT_IO_ALIGN);
-            if frozen_end < end.position {
+            if frozen_end < end.position && !is_planted(Bug::ForgetBounce) {
                 bounce = Some(self.bounce_block(memory, end.uid, frozen_end, end.position)?);
             }
         }
@@ -139,6 +141,9 @@ impl<P: Platform> Partition<P> {
         let bytes = bounce.unfrozen_mut();
         let source = source.as_ref();
         bytes[..source.len()].copy_from_slice(source);
+        if is_planted(Bug::BounceZeros) {
+            bytes.fill(0);
+        }
         bytes[source.len()..].fill(0);
         Some(bounce)
     }
@@ -155,10 +160,11 @@ impl<P: Platform> Partition<P> {
         let Some(end) = self.in_flight else { return };
         let (_, expected) = self.written_range(self.commit_start(end.uid), end.position);
         match result {
-            Ok(len) if len >= expected => {
+            Ok(len) if len >= expected || is_planted(Bug::AckShortWrite) => {
                 self.short_writes = 0;
                 let sync = self.config.write_mode == WriteMode::Buffered
-                    && self.config.durability == Durability::Flushed;
+                    && self.config.durability == Durability::Flushed
+                    && !is_planted(Bug::AckWithoutSync);
                 let file = self.segment_mut(end.uid).and_then(|segment| segment.file().cloned());
                 match file.filter(|_| sync) {
                     Some(file) => {
@@ -177,6 +183,7 @@ impl<P: Platform> Partition<P> {
                 let error = DiskError { action: "write", path: self.name.path(), errno };
                 self.note_full(now, error, outcomes);
             }
+            Err(_) if is_planted(Bug::AckFailedWrite) => self.finish_commit(memory, end, outcomes),
             Err(errno) => self.fail_write(end, errno, outcomes),
             Ok(_) => self.fail_write(end, Errno::IO, outcomes),
         }
@@ -208,6 +215,7 @@ impl<P: Platform> Partition<P> {
         let Some(end) = self.in_flight else { return };
         match result {
             Ok(()) => self.finish_commit(memory, end, outcomes),
+            Err(_) if is_planted(Bug::AckFailedSync) => self.finish_commit(memory, end, outcomes),
             Err(errno) => {
                 let base_offset = self.segment_mut(end.uid).map_or(end.offset, |s| s.base_offset);
                 self.in_flight = None;
@@ -231,9 +239,10 @@ impl<P: Platform> Partition<P> {
         }
         let log_start_offset = self.log_start_offset;
         while let Some(&ack) = self.acks.front()
-            && ack.end_offset <= end.offset
+            && (ack.end_offset <= end.offset || is_planted(Bug::AckWhatIsNotWritten))
         {
-            let (base_offset, end_offset) = (ack.base_offset, ack.end_offset);
+            let end_offset = ack.end_offset;
+            let base_offset = if is_planted(Bug::AckWithWrongOffset) { end_offset } else { ack.base_offset };
             outcomes.push((ack.origin, Ok(Appended { base_offset, end_offset, log_start_offset })));
             self.acks.pop_front();
         }
@@ -250,6 +259,10 @@ impl<P: Platform> Partition<P> {
             self.tail.pop_below(self.durable.uid, needed)
         {
             let Some(index) = self.segment_index(uid) else { continue };
+            if is_planted(Bug::LeakTailChunk) {
+                std::mem::forget(chunk);
+                continue;
+            }
             let to = self.segments[index].end.min(position.plus(ByteCount::of_usize(chunk.len())));
             memory.retire(uid, position, chunk, valid_from, to);
         }

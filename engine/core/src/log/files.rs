@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::disk::{Caching, Disk, DiskError, Errno, OpenMode};
+use crate::planted::{Bug, is_planted};
 use crate::types::{ByteCount, Position};
 
 /// The file's content; `None` if it does not exist.
@@ -22,7 +23,7 @@ pub(crate) fn read_file<D: Disk>(disk: &D, path: &Path) -> Result<Option<Vec<u8>
 /// and the new one for certain once this has returned.
 pub(crate) fn replace_file<D: Disk>(disk: &D, path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
     put_file(disk, path, bytes)?;
-    disk.sync_dir(parent(path))
+    if is_planted(Bug::ReplaceWithoutDirectorySync) { Ok(()) } else { disk.sync_dir(parent(path)) }
 }
 
 /// As [`replace_file`], but the new content is certain only once the directory has been synced as well.
@@ -33,7 +34,9 @@ pub(crate) fn put_file<D: Disk>(disk: &D, path: &Path, bytes: &[u8]) -> Result<(
     let file = open_or_create(disk, &temporary)?;
     disk.set_len(&file, ByteCount::ZERO)?;
     disk.write_at(&file, Position::ZERO, bytes)?;
-    disk.sync(&file)?;
+    if !is_planted(Bug::ReplaceWithoutSync) {
+        disk.sync(&file)?;
+    }
     disk.rename(&temporary, path)
 }
 

@@ -14,6 +14,7 @@ use crate::format::names::{self, TopicPartition};
 use crate::log::creation::Entries;
 use crate::log::files::{remove_tree, replace_file, unlink_if_there};
 use crate::log::root::{create_root, list_partitions, read_meta_properties, read_offsets, take_lock};
+use crate::planted::{Bug, is_planted};
 use crate::types::Offset;
 
 /// Remarks that are kept for the operator.
@@ -132,7 +133,11 @@ impl<D: Disk> LogDir<D> {
         }
         let (live, deleted) = list_partitions(&disk, root, &mut notes)?;
         let marker = root.join(names::CLEAN_SHUTDOWN);
-        let was_clean = unlink_if_there(&disk, &marker)?;
+        let was_clean = if is_planted(Bug::KeepCleanMarker) {
+            super::files::read_file(&disk, &marker)?.is_some()
+        } else {
+            unlink_if_there(&disk, &marker)?
+        };
         for dir in &deleted {
             remove_tree(&disk, &root.join(dir))?;
         }
@@ -295,6 +300,8 @@ impl<D: Disk> LogDir<D> {
         let mut state = self.state();
         state.set(Table::RecoveryPoint, tp, log_end_offset);
         state.set(Table::HighWatermark, tp, log_end_offset);
+        let log_start_offset =
+            if is_planted(Bug::ForgetLogStartAtClose) { Offset::ZERO } else { log_start_offset };
         state.set(Table::LogStart, tp, log_start_offset);
         state.clean.insert(tp.clone());
     }

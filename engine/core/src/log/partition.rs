@@ -24,6 +24,7 @@ use crate::log::tail::Tail;
 use crate::memory::Memory;
 use crate::message::{Appended, CallId, PartitionId, ShardId, Ticket, Watermarks};
 use crate::ops::ConnId;
+use crate::planted::{Bug, is_planted};
 use crate::platform::{CHUNK_LEN_MIN, Platform};
 use crate::types::{ByteCount, LeaderEpoch, Nanos, Offset, Position};
 
@@ -224,9 +225,24 @@ impl<P: Platform> Partition<P> {
     }
 
     pub(crate) fn watermarks(&self) -> Watermarks {
+        if is_planted(Bug::HighWatermarkRegress) && self.in_flight.is_some() {
+            let high_watermark =
+                self.active().base_offset.max(self.log_start_offset).min(self.durable.offset);
+            let (log_start_offset, leader_epoch) = (self.log_start_offset, self.leader_epoch);
+            return Watermarks {
+                log_start_offset,
+                high_watermark,
+                log_end_offset: self.log_end_offset(),
+                leader_epoch,
+            };
+        }
         Watermarks {
             log_start_offset: self.log_start_offset,
-            high_watermark: self.durable.offset,
+            high_watermark: if is_planted(Bug::HighWatermarkIsLogEnd) {
+                self.log_end_offset()
+            } else {
+                self.durable.offset
+            },
             log_end_offset: self.log_end_offset(),
             leader_epoch: self.leader_epoch,
         }
@@ -254,6 +270,7 @@ impl<P: Platform> Partition<P> {
         let segment = &self.segments[index];
         match segment.uid.cmp(&self.durable.uid) {
             std::cmp::Ordering::Less => segment.end,
+            std::cmp::Ordering::Equal if is_planted(Bug::ServePastHighWatermark) => segment.end,
             std::cmp::Ordering::Equal => self.durable.position,
             std::cmp::Ordering::Greater => Position::ZERO,
         }

@@ -15,6 +15,7 @@ use crate::log::found::{lock_log, open_log};
 use crate::log::inventory::segment_path;
 use crate::log::log_dir::LogDir;
 use crate::log::step::PreparedSegment;
+use crate::planted::{Bug, is_planted};
 use crate::types::{ByteCount, Offset, Position};
 
 fn prepared_path(dir: &Path) -> PathBuf {
@@ -69,7 +70,9 @@ pub(crate) fn use_prepared<D: Disk>(disk: &D, dir: &Path, base_offset: Offset) -
         unlink_if_there(disk, &segment_path(dir, base_offset, kind))?;
     }
     disk.rename(&prepared_path(dir), &path)?;
-    disk.sync_dir(dir)?;
+    if !is_planted(Bug::PreparedNameNotDurable) {
+        disk.sync_dir(dir)?;
+    }
     Ok(true)
 }
 

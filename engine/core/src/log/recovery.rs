@@ -20,6 +20,7 @@ use crate::log::repair::{create_first_segment, cut_other_files, repair_segment};
 use crate::log::step::{OpenedLog, OpenedSegment, RecoveryReport};
 use crate::log::verdict::{Verdict, torn_len};
 use crate::log::{LogConfig, OnDamage};
+use crate::planted::{Bug, is_planted};
 use crate::platform::Platform;
 use crate::types::ByteCount;
 
@@ -241,7 +242,11 @@ impl<D: Disk> Opening<'_, D> {
             let path = segment_path(&self.dir, found.base_offset, SegmentFileKind::Log);
             segments.push(OpenedSegment {
                 base_offset: found.base_offset,
-                next_offset: found.next_offset,
+                next_offset: if is_planted(Bug::WrongOffsetAfterRecovery) {
+                    found.next_offset.plus(1)
+                } else {
+                    found.next_offset
+                },
                 end: found.end,
                 file: found.file.filter(|_| i == active),
                 preallocated: found.end,

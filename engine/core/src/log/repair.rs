@@ -16,6 +16,7 @@ use crate::log::log_dir::LogDir;
 use crate::log::scan::{SCAN_BLOCK_LEN, SegmentReader};
 use crate::log::segments::make_segment;
 use crate::log::step::{CompanionsLen, OpenedSegment};
+use crate::planted::{Bug, is_planted};
 use crate::platform::{DIRECT_IO_ALIGN, Platform};
 use crate::types::{ByteCount, Offset, Position, Timestamp};
 
@@ -31,7 +32,9 @@ pub(crate) fn repair_segment<D: Disk>(
 ) -> Result<(), DiskError> {
     let path = |kind| segment_path(dir, found.base_offset, kind);
     if let (Ending::Damage(_), Some(file)) = (&found.ending, &found.file) {
-        disk.set_len(file, found.end.since(Position::ZERO))?;
+        if !is_planted(Bug::KeepTornTail) {
+            disk.set_len(file, found.end.since(Position::ZERO))?;
+        }
         disk.sync(file)?;
     }
     if found.scanned {

@@ -13,6 +13,7 @@ use crate::log::WriteMode;
 use crate::log::found::{Ending, Found, NewChain, SegmentContext, lens_of, note_epoch, open_around_cache};
 use crate::log::scan::{SCAN_BLOCK_LEN, SegmentReader};
 use crate::log::step::CompanionsLen;
+use crate::planted::{Bug, is_planted};
 use crate::types::{LeaderEpoch, Offset, Position, Timestamp};
 
 impl<D: Disk> SegmentContext<'_, D> {
@@ -37,7 +38,11 @@ impl<D: Disk> SegmentContext<'_, D> {
         let file_len = reader.len();
         let mut read = Rescan::new(self, file_len, side);
         let ending = loop {
-            let header = match reader.batch(read.end, read.next_offset, Check::Crc)? {
+            let header = match reader.batch(
+                read.end,
+                read.next_offset,
+                if is_planted(Bug::AcceptBadChecksum) { Check::Header } else { Check::Crc },
+            )? {
                 Ok(header) => header,
                 Err(StopReason::End) => break Ending::Whole,
                 Err(other) => break Ending::Damage(describe(other)),

@@ -17,6 +17,7 @@ use crate::log::inventory::{segment_path, unlink_segment};
 use crate::log::log_dir::LogDir;
 use crate::log::scan::{PEEK_BLOCK_LEN, SegmentReader};
 use crate::log::step::{Companions, LastSegment};
+use crate::planted::{Bug, is_planted};
 use crate::types::{ByteCount, Offset, Position};
 
 /// As [`make_segment`], and makes its name durable.
@@ -31,7 +32,9 @@ pub(crate) fn create_segment<D: Disk>(
     preallocate: ByteCount,
 ) -> Result<(D::File, Position), PartitionError> {
     let made = make_segment(log_dir, dir, config, base_offset, preallocate)?;
-    log_dir.disk().sync_dir(dir)?;
+    if !is_planted(Bug::SkipDirectorySync) {
+        log_dir.disk().sync_dir(dir)?;
+    }
     Ok(made)
 }
 
@@ -188,7 +191,9 @@ fn finish_segment<D: Disk>(
 ) -> Result<bool, DiskError> {
     let disk = log_dir.disk();
     disk.set_len(file, end.since(Position::ZERO))?;
-    disk.sync(file)?;
+    if !is_planted(Bug::SealWithoutSync) {
+        disk.sync(file)?;
+    }
     match finish_companions(log_dir, companions) {
         Ok(()) => Ok(true),
         Err(error) if error.errno.is_shortage() => Ok(false),
@@ -221,7 +226,9 @@ pub(crate) fn delete_segments<D: Disk>(
     base_offsets: &[Offset],
 ) -> Result<(), DiskError> {
     let dir = log_dir.partition_dir(name);
-    log_dir.raise_log_start(name, log_start_offset)?;
+    if !is_planted(Bug::ForgetLogStart) {
+        log_dir.raise_log_start(name, log_start_offset)?;
+    }
     for base_offset in base_offsets {
         unlink_segment(log_dir.disk(), &dir, *base_offset)?;
     }

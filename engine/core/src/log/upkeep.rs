@@ -14,6 +14,7 @@ use crate::log::step::{Companions, LastSegment, Step};
 use crate::memory::Memory;
 use crate::message::Ticket;
 use crate::ops::{Now, Ops};
+use crate::planted::{Bug, is_planted};
 use crate::platform::Platform;
 use crate::token::{Purpose, StepKind};
 use crate::types::{ByteCount, Offset, Position, Timestamp};
@@ -85,7 +86,7 @@ impl<P: Platform> Partition<P> {
 
     /// A full segment is sealed when the commit position has left it behind.
     fn push_seal(&mut self, index: usize, ops: &mut Ops<P>) {
-        let committed = self.is_committed(index);
+        let committed = self.is_committed(index) || is_planted(Bug::SealBeforeCommit);
         // In order: a seal moves the recovery point behind its segment, and below it nothing is doubted.
         if index > 0 && self.segments[index - 1].state != SegmentState::Sealed {
             return;
@@ -284,7 +285,10 @@ impl<P: Platform> Partition<P> {
         self.log_start_offset = self.log_start_offset.max(offset);
         self.deletions.push_back((ticket, self.log_start_offset));
         let mut base_offsets = Vec::new();
-        while self.segments.len() > 1 && self.segments[1].base_offset <= self.log_start_offset {
+        while self.segments.len() > 1
+            && self.segments[usize::from(!is_planted(Bug::DeleteOneSegmentTooMany))].base_offset
+                <= self.log_start_offset
+        {
             if self.segments[0].state != SegmentState::Sealed {
                 break;
             }
@@ -309,7 +313,7 @@ impl<P: Platform> Partition<P> {
         self.check_writable()?;
         let high_watermark = self.durable.offset;
         let before = if before == Offset::new(-1) { high_watermark } else { before };
-        if before > high_watermark || before < Offset::ZERO {
+        if before < Offset::ZERO || (before > high_watermark && !is_planted(Bug::TrimBeyondHighWatermark)) {
             return Err(PartitionError::OffsetOutOfRange { offset: before, high_watermark });
         }
         self.delete_below(memory, before, Some(ticket), ops);

@@ -9,6 +9,7 @@ use crate::limits::COMMIT_LEN_MAX;
 use crate::log::Durability;
 use crate::log::found::{Ending, Found};
 use crate::log::scan::{PEEK_BLOCK_LEN, SCAN_BLOCK_LEN, SegmentReader, find_batch};
+use crate::planted::{Bug, is_planted};
 use crate::types::Offset;
 
 /// What a device writes whole, bytes: the least that any does.
@@ -101,6 +102,9 @@ pub(crate) fn judge<D: Disk>(
     let end_offset = Offset::new(found.base_offset.get().saturating_add(i64::from(i32::MAX) + 1));
     match find_batch(disk, file, from, found.next_offset, end_offset)? {
         Some(at) => Ok(Verdict::Corrupt(format!("{damage}, although a valid batch follows at {at}"))),
+        None if is_planted(Bug::TornTailIsCorruption) => {
+            Ok(Verdict::Corrupt(format!("{damage}, a torn tail")))
+        }
         None => Ok(Verdict::End),
     }
 }

@@ -9,6 +9,7 @@ use crate::log::append::Refused;
 use crate::log::partition::{Ack, Origin, Partition, PartitionState, WaitingAppend};
 use crate::message::{PartitionId, Reply, Watermarks};
 use crate::ops::{Now, Ops};
+use crate::planted::{Bug, is_planted};
 use crate::platform::Platform;
 use crate::service::{Access, Service};
 use crate::shard::Core;
@@ -161,7 +162,12 @@ impl<P: Platform, C> Core<P, C> {
         }
         while let Some(append) = partition.waiting.pop_front() {
             let refused = match partition.accepts_appends() {
-                Ok(()) => self.try_append(partition, &append.batches, append.origin, now, ops),
+                Ok(()) => {
+                    if is_planted(Bug::DuplicateOnRetry) {
+                        let _ = partition.append(&mut self.memory, now, &append.batches, ops);
+                    }
+                    self.try_append(partition, &append.batches, append.origin, now, ops)
+                }
                 Err(error) => Err(Refused::Error(error)),
             };
             match refused {

@@ -1,0 +1,86 @@
+//! Bugs planted in shipped code, to see whether the suite notices: one switch each, chosen by name at run time.
+//!
+//! Only with the feature `planted-bugs`, which no shipped build has: without it [`is_planted`] is a constant, and nothing of
+//! this is compiled. What catches each of them stands in `engine/sim/src/bin/planted.rs`. A bug is planted for the
+//! thread that asks: the simulator runs an engine on one.
+
+macro_rules! bugs {
+    ($($name:ident: $breaks:literal,)*) => {
+        /// A planted bug.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Bug {
+            $(#[doc = $breaks] $name,)*
+        }
+
+        impl Bug {
+            /// Every bug.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// What it breaks, in a sentence.
+            pub const fn breaks(self) -> &'static str {
+                match self {
+                    $(Self::$name => $breaks,)*
+                }
+            }
+        }
+    };
+}
+
+bugs! {
+    AckBeforeSync: "Commits past the page cache are not durable when they complete.",
+    AckWithoutSync: "A buffered commit is acknowledged without the sync behind it.",
+    AckFailedSync: "A sync that has failed counts as one that has not.",
+    AckFailedWrite: "A write that has failed counts as one that has not.",
+    AckShortWrite: "A write that came back short is taken for whole.",
+    AckWhatIsNotWritten: "An acknowledgement leaves with the commit before its own.",
+    AckWithWrongOffset: "An acknowledgement names the offset behind its batch.",
+    ForgetBounce: "The last, partly filled block of a commit is not written.",
+    BounceZeros: "The copy of the last block is made before its bytes are.",
+    LeakTailChunk: "The memory of a written chunk never comes back.",
+    CacheBeforeValid: "A chunk that goes to the cache forgets where its bytes begin.",
+    ServePastHighWatermark: "Readers see the log end instead of the durable end.",
+    HighWatermarkIsLogEnd: "The high watermark told is the log end.",
+    HighWatermarkRegress: "While a commit is in flight the high watermark told is the segment's start.",
+    KeepRefusedBatch: "A batch whose checksum is wrong stays in the log.",
+    WrongOffsetInBatch: "The second batch of a request gets the offset of the first.",
+    TailWithoutItsBlock: "The last block is not read back before it is written again.",
+    DuplicateOnRetry: "An append that had to wait is made twice.",
+    SkipDirectorySync: "The name of a new segment is not made durable.",
+    SealWithoutSync: "A sealed segment is not synced before the recovery point moves behind it.",
+    ForgetLogStart: "Segments are unlinked before the log start offset is durable.",
+    PreparedNameNotDurable: "A prepared segment gets its name without a sync of the directory.",
+    ReplaceWithoutSync: "A replaced file gets its name before its bytes are durable.",
+    ReplaceWithoutDirectorySync: "A replaced file may be the old one after a power cut.",
+    KeepCleanMarker: "The marker of a clean stop outlives the start.",
+    ForgetLogStartAtClose: "A clean stop writes an older log start offset.",
+    TornTailIsCorruption: "A torn tail is refused like damage in the middle.",
+    KeepTornTail: "A torn tail is not cut off.",
+    AcceptBadChecksum: "Recovery believes batches whose checksum is wrong.",
+    WrongOffsetAfterRecovery: "The log goes on one offset behind its end.",
+    DeleteOneSegmentTooMany: "A deletion takes the segment that holds the log start.",
+    TrimBeyondHighWatermark: "Records beyond the high watermark may be deleted.",
+    SealBeforeCommit: "A full segment is sealed while its last commit is not durable.",
+}
+
+#[cfg(feature = "planted-bugs")]
+std::thread_local! {
+    static PLANTED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
+}
+
+/// Plants a bug for this thread, in the place of the last one.
+#[cfg(feature = "planted-bugs")]
+pub fn plant(bug: Option<Bug>) {
+    PLANTED.set(bug);
+}
+
+/// Whether this bug is planted.
+#[cfg(feature = "planted-bugs")]
+pub(crate) fn is_planted(bug: Bug) -> bool {
+    PLANTED.get() == Some(bug)
+}
+
+/// Whether this bug is planted: never, in a shipped build.
+#[cfg(not(feature = "planted-bugs"))]
+pub(crate) const fn is_planted(_: Bug) -> bool {
+    false
+}
