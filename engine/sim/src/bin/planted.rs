@@ -10,13 +10,13 @@ use rohrpost_engine_core::planted::{Bug, plant};
 use rohrpost_engine_sim::run::{keep_panics_quiet, run_seed};
 
 /// Seeds that are tried for a bug whose own no longer catches it.
-const SEEDS_MAX: u64 = 400;
+const SEEDS_MAX: u64 = 4_000;
 
 /// Which seed catches a bug, and what the check that fails says.
 const CATCHERS: &[(Bug, u64, &str)] = &[
     (Bug::AckBeforeSync, 0, "are served, not durable"),
     (Bug::AckWithoutSync, 0, "are served, not durable"),
-    (Bug::AckFailedSync, 395, "are served, not durable"),
+    (Bug::AckFailedSync, 549, "acknowledged up to"),
     (Bug::AckFailedWrite, 47, "are served, not durable"),
     (Bug::AckShortWrite, 66, "acknowledged up to"),
     (Bug::AckWhatIsNotWritten, 0, "known before"),
