@@ -1,12 +1,14 @@
-//! After warm-up a shard allocates nothing per request: hot fetches, cold fetches and appends over TCP, on
-//! both drivers. The allocator counts on the shard's thread alone, while requests are being served.
+//! After warm-up a shard allocates nothing per request: hot and cold fetches in every mode, and appends, over TCP, on
+//! both drivers; nor do two shards that serve each other's connections. The allocator counts on the shards' threads
+//! alone, while requests are being served.
 
 mod counting;
 
 use std::net::SocketAddr;
 
-use rohrpost_engine::{ByteCount, DriverChoice, Engine, LogConfig, Mode, Offset, PartitionId};
+use rohrpost_engine::{ByteCount, DriverChoice, Engine, LogConfig, Offset, PartitionId};
 use rohrpost_tests::log::{DRIVERS, batch, config, options};
+use rohrpost_tests::served::modes;
 use rohrpost_tests::service::{Client, Fetch, Hook, OK, Told, Wire};
 
 /// A reservation larger than a test writes: the steps behind a growing segment are not part of a request.
@@ -16,27 +18,41 @@ fn roomy() -> LogConfig {
 
 struct Server {
     engine: Engine,
-    id: PartitionId,
+    /// One partition for each shard.
+    ids: Vec<PartitionId>,
     _dir: tempfile::TempDir,
 }
 
 impl Server {
     /// An engine with `count` batches of `len` bytes in its log.
     fn start(driver: DriverChoice, config: LogConfig, count: u64, len: usize) -> Self {
-        Self::with_hook(driver, config, count, len, counting::mark_thread)
+        Self::with(driver, 1, config, count, len, counting::mark_thread)
     }
 
-    fn with_hook(driver: DriverChoice, config: LogConfig, count: u64, len: usize, hook: Hook) -> Self {
+    fn with(
+        driver: DriverChoice,
+        shards: usize,
+        config: LogConfig,
+        count: u64,
+        len: usize,
+        hook: Hook,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut options = options(dir.path(), driver);
         options.listen = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+        options.cores = vec![None; shards];
         let engine = Engine::start_with(options, |_| Wire { hook }).unwrap();
-        let partition = engine.handle().open_partition_blocking(&"t-0".parse().unwrap(), config).unwrap();
-        let pending: Vec<_> = (0..count).map(|number| partition.append(batch(number, 1, len))).collect();
-        for pending in pending {
-            pending.wait().unwrap();
-        }
-        Self { engine, id: partition.id(), _dir: dir }
+        let open = |at| {
+            let name = format!("t-{at}").parse().unwrap();
+            let partition = engine.handle().open_partition_blocking(&name, config.clone()).unwrap();
+            let pending: Vec<_> = (0..count).map(|number| partition.append(batch(number, 1, len))).collect();
+            for pending in pending {
+                pending.wait().unwrap();
+            }
+            partition.id()
+        };
+        let ids = (0..shards).map(open).collect();
+        Self { engine, ids, _dir: dir }
     }
 
     fn client(&self) -> Client {
@@ -68,7 +84,7 @@ fn an_allocating_shard_is_found_out(driver: DriverChoice) {
         counting::mark_thread();
         drop(std::hint::black_box(Box::new(1_u64)));
     };
-    let server = Server::with_hook(driver, roomy(), 1, 100, hook);
+    let server = Server::with(driver, 1, roomy(), 1, 100, hook);
     let mut client = server.client();
     client.ping();
     let (count, traces) = counting::count(|| (0..10).for_each(|_| client.ping()));
@@ -76,28 +92,39 @@ fn an_allocating_shard_is_found_out(driver: DriverChoice) {
     server.engine.shutdown().unwrap();
 }
 
-fn hot_fetches(driver: DriverChoice) {
-    for mode in [None, Some(Mode::Sendfile)] {
-        let server = Server::start(driver, roomy(), 200, 20_000);
-        let mut clients: Vec<_> = (0..4).map(|_| server.client()).collect();
-        let mut told = Told { status: 0, tag: 0, offset: 0, body: Vec::new() };
-        let mut at = 0;
-        assert_allocates_nothing(&format!("hot fetches, {driver:?} {mode:?}"), 300, 300, || {
-            for client in &mut clients {
-                for _ in 0..3 {
-                    at = (at + 37) % 200;
-                    client.send_fetch(server.id, Fetch { mode, ..Fetch::new(Offset::new(at), 100_000) });
-                }
-            }
-            for client in &mut clients {
-                for _ in 0..3 {
-                    client.answer_into(&mut told).unwrap();
-                    assert_eq!(told.status, OK);
-                }
-            }
-        });
-        server.engine.shutdown().unwrap();
+/// Each client asks three times, elsewhere and for the next partition, then takes the answers.
+fn fetch_round(server: &Server, clients: &mut [Client], at: &mut i64, fetch: Fetch, told: &mut Told) {
+    const OFFSETS: i64 = 200;
+    for client in clients.iter_mut() {
+        for turn in 0..3 {
+            *at = (*at + 37) % OFFSETS;
+            let id = server.ids[turn % server.ids.len()];
+            client.send_fetch(id, Fetch { offset: Offset::new(*at), ..fetch });
+        }
     }
+    for client in clients {
+        for _ in 0..3 {
+            client.answer_into(told).unwrap();
+            assert_eq!(told.status, OK);
+        }
+    }
+}
+
+fn empty() -> Told {
+    Told { status: 0, tag: 0, offset: 0, body: Vec::new() }
+}
+
+fn hot_fetches(driver: DriverChoice) {
+    let server = Server::start(driver, roomy(), 200, 20_000);
+    let mut clients: Vec<_> = (0..4).map(|_| server.client()).collect();
+    let (mut told, mut at) = (empty(), 0);
+    for mode in modes(driver) {
+        let fetch = Fetch { mode, ..Fetch::new(Offset::ZERO, 100_000) };
+        assert_allocates_nothing(&format!("hot fetches, {driver:?} {mode:?}"), 300, 200, || {
+            fetch_round(&server, &mut clients, &mut at, fetch, &mut told);
+        });
+    }
+    server.engine.shutdown().unwrap();
 }
 
 /// The log is larger than the arena: nearly every fetch reads from the disk and evicts something.
@@ -105,31 +132,41 @@ fn cold_fetches(driver: DriverChoice) {
     let config = LogConfig { segment_len_max: ByteCount::mib(16), ..config() };
     let server = Server::start(driver, config, 260, 500_000);
     let mut clients: Vec<_> = (0..3).map(|_| server.client()).collect();
-    let mut told = Told { status: 0, tag: 0, offset: 0, body: Vec::new() };
-    let mut at = 0;
-    assert_allocates_nothing(&format!("cold fetches, {driver:?}"), 400, 200, || {
-        for client in &mut clients {
-            at = (at + 83) % 250;
-            client.send_fetch(server.id, Fetch::new(Offset::new(at), 1 << 20));
-        }
-        for client in &mut clients {
-            client.answer_into(&mut told).unwrap();
-            assert_eq!(told.status, OK);
-        }
-    });
+    let (mut told, mut at) = (empty(), 0);
+    for mode in modes(driver) {
+        let fetch = Fetch { mode, ..Fetch::new(Offset::ZERO, 1 << 20) };
+        let warm_up = if mode.is_none() { 150 } else { 50 };
+        assert_allocates_nothing(&format!("cold fetches, {driver:?} {mode:?}"), warm_up, 50, || {
+            fetch_round(&server, &mut clients, &mut at, fetch, &mut told);
+        });
+    }
     let ends = server.engine.shutdown().unwrap();
     assert!(ends[0].stats.cold_read_len > 300 << 20, "{:?}", ends[0].stats);
+}
+
+/// Two shards, a partition of each, and connections that use both: requests, leases and appends travel.
+fn two_shards(driver: DriverChoice) {
+    let server = Server::with(driver, 2, roomy(), 200, 20_000, counting::mark_thread);
+    let mut clients: Vec<_> = (0..4).map(|_| server.client()).collect();
+    let (mut told, mut at) = (empty(), 0);
+    let fetch = Fetch::new(Offset::ZERO, 100_000);
+    assert_allocates_nothing(&format!("fetches from two shards, {driver:?}"), 300, 200, || {
+        fetch_round(&server, &mut clients, &mut at, fetch, &mut told);
+    });
+    let ends = server.engine.shutdown().unwrap();
+    let travelled: u64 = ends.iter().map(|end| end.stats.fetches_at_others).sum();
+    assert!(travelled > 0, "{driver:?}");
 }
 
 fn appends(driver: DriverChoice) {
     let server = Server::start(driver, roomy(), 100, 1_000);
     let mut clients: Vec<_> = (0..4).map(|_| server.client()).collect();
     let sent = batch(7, 3, 4_500);
-    let mut told = Told { status: 0, tag: 0, offset: 0, body: Vec::new() };
+    let mut told = empty();
     assert_allocates_nothing(&format!("appends, {driver:?}"), 150, 50, || {
         for client in &mut clients {
             for _ in 0..2 {
-                client.send_append(server.id, &sent);
+                client.send_append(server.ids[0], &sent);
             }
         }
         for client in &mut clients {
@@ -151,5 +188,6 @@ fn a_shard_allocates_nothing_per_request() {
         hot_fetches(driver);
         appends(driver);
         cold_fetches(driver);
+        two_shards(driver);
     }
 }
