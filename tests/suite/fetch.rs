@@ -112,6 +112,37 @@ fn slow_readers_get_their_bytes_while_memory_wraps() {
     }
 }
 
+/// A reader goes through old data, more than twice what the arena holds. What was appended lately is still in memory
+/// then: its readers bring nothing from the disk.
+#[test]
+fn a_backfill_leaves_the_tail_in_memory() {
+    const OLD: u64 = 360;
+    const NEW: u64 = 50;
+    for driver in DRIVERS {
+        let mut log = Log::new(driver, OLD, 400_000);
+        for number in OLD..OLD + NEW {
+            let sent = batch(number, 2, 400_000);
+            log.partition().append(sent.clone()).wait().unwrap();
+            log.sent.push(sent);
+        }
+        let (old, all) = (2 * OLD as i64, 2 * (OLD + NEW) as i64);
+        log.read(&mut log.client(), old, all, Fetch::new(Offset::ZERO, 1 << 20));
+        log.read(&mut log.client(), 0, old, Fetch::new(Offset::ZERO, 1 << 20));
+        for _ in 0..3 {
+            log.read(&mut log.client(), old, all, Fetch::new(Offset::ZERO, 1 << 20));
+        }
+        let len = |range: std::ops::Range<usize>| log.sent[range].iter().map(|sent| sent.len() as u64).sum();
+        let (old_len, new_len): (u64, u64) = (len(0..OLD as usize), len(OLD as usize..log.sent.len()));
+        let stats = log.stop().stats;
+        assert!(stats.cold_read_len >= old_len && old_len > 128 << 20, "{driver:?}: {stats:?}");
+        let spare = stats.cold_read_len - old_len;
+        assert!(
+            spare < new_len / 2,
+            "{driver:?}: {spare} bytes were read beside the old {old_len}: {stats:?}"
+        );
+    }
+}
+
 /// A connection that is reset in the middle of an answer, and the next one with its descriptor and slot.
 #[test]
 fn a_reset_leaves_nothing_to_the_next_connection() {

@@ -98,6 +98,39 @@ fn cold_ranges_go_through_pipes_where_the_shard_is_told_so() {
     }
 }
 
+/// More readers than there are pipes, none of which reads: those without one are served from the arena, which is
+/// counted, and all get what they asked for.
+#[test]
+fn readers_beyond_the_pipes_are_served_from_the_arena() {
+    const READERS: i64 = 40;
+    for driver in DRIVERS {
+        let long = LogConfig { segment_len_max: ByteCount::mib(64), ..config() };
+        let mut log = Log::with(driver, long, 60, 400_000);
+        log.stop();
+        log.options_mut().limits.cold_by_splice = true;
+        log.start();
+        let id = log.partition().id();
+        let ask = |number| {
+            let (mut client, offset) = (Client::with_buffer(log.address(), Some(1)), Offset::new(2 * number));
+            client.send_fetch(id, Fetch::new(offset, 3 << 20));
+            (client, offset)
+        };
+        let readers: Vec<_> = (0..READERS).map(ask).collect();
+        for (client, _) in &readers {
+            client.wait_for_answer();
+        }
+        for (mut client, offset) in readers {
+            set_socket_recv_buffer_size(client.socket(), 1 << 20).unwrap();
+            let told = client.answer();
+            assert_eq!((told.status, told.body.len()), (OK, 3 << 20), "{driver:?} {offset}");
+            log.check(&told.body, offset);
+        }
+        let stats = log.stop().stats;
+        assert!(stats.pipes_refused > 0, "{driver:?}: {READERS} readers, fewer pipes: {stats:?}");
+        assert!(stats.sent_through_pipes > 0, "{driver:?}: the others had one: {stats:?}");
+    }
+}
+
 /// A host that lacks what a mode needs: the driver does not offer the mode, says so, and refuses it by name; what the
 /// policy would have sent that way goes another, and is right.
 #[test]
