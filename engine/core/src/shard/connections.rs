@@ -9,6 +9,7 @@ use crate::shard::Core;
 use crate::shard::appends::Batches;
 use crate::shard::conn::{AnswerState, Conn, Response};
 use crate::shard::remote::Away;
+use crate::shard::sends::Staged;
 
 impl<P: Platform, C: Default> Core<P, C> {
     pub(super) fn handle_accepted(&mut self, id: ConnId, remote: bool, ops: &mut Ops<P>) {
@@ -37,6 +38,15 @@ impl<P: Platform, C> Core<P, C> {
             conn.queued = true;
             self.sendable.push_back(id);
         }
+    }
+
+    /// What a connection's answer waited for is in memory: takes it before somebody else's need evicts it, unless what was
+    /// taken before is still on its way. It leaves when it is the connection's turn.
+    pub(super) fn stage_early(&mut self, id: ConnId, ops: &mut Ops<P>) {
+        if self.conn_mut(id).is_some_and(|conn| !conn.sending) && matches!(self.stage(id), Staged::Broken) {
+            self.close(id, ops);
+        }
+        self.queue_conn(id);
     }
 
     /// The kernel copies this connection's bytes even where it need not.

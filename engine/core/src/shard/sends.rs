@@ -29,7 +29,7 @@ const REFERENCE_LEN_MAX: usize = 1 << 20;
 const FILL_LEN_MAX: usize = 1 << 20;
 
 /// What the head of a connection's answers has for the socket.
-enum Staged {
+pub(super) enum Staged {
     /// Nothing now.
     Nothing,
     /// Pieces are staged.
@@ -137,17 +137,8 @@ impl<P: Platform, C> Core<P, C> {
         }
     }
 
-    /// What a connection's answer waited for is in memory: takes it before somebody else's need evicts it, unless what was
-    /// taken before is still on its way. It leaves when it is the connection's turn.
-    pub(super) fn stage_early(&mut self, id: ConnId, ops: &mut Ops<P>) {
-        if self.conn_mut(id).is_some_and(|conn| !conn.sending) && matches!(self.stage(id), Staged::Broken) {
-            self.close(id, ops);
-        }
-        self.queue_conn(id);
-    }
-
     /// Stages pieces of the answers at the head of a connection.
-    fn stage(&mut self, id: ConnId) -> Staged {
+    pub(super) fn stage(&mut self, id: ConnId) -> Staged {
         loop {
             let Some(conn) = self.conn_mut(id) else { return Staged::Nothing };
             let staged = conn.staged_len();
