@@ -1,8 +1,11 @@
 //! The simulator, as every CI run uses it: enough crash points, equal seeds, and a machine that lies.
 
 use rohrpost_engine_sim::campaign::{Campaign, Campaigned};
+use rohrpost_engine_sim::edits::Edits;
+use rohrpost_engine_sim::errors::every_operation_fails;
 use rohrpost_engine_sim::fault::Lie;
-use rohrpost_engine_sim::run::{run_seed, run_seed_with_lie};
+use rohrpost_engine_sim::run::{Plan, run_plan, run_seed, run_seed_with_lie};
+use rohrpost_engine_sim::shrink::shrink;
 
 /// Crash points of a CI run. A cut counts only when something was unsynced or an append unacknowledged.
 const CRASH_POINTS_MIN: u64 = 50_000;
@@ -19,6 +22,9 @@ const FOUND: &[(u64, &str)] = &[
     (13_530, "what a refused append had left by rolling was never sealed and kept the only descriptor"),
 ];
 
+/// Runs in which every operation fails once with every error.
+const ERROR_LOOPS: u64 = 4;
+
 /// Lives end by power cuts and kills at any operation, also in recovery; what was acknowledged stays.
 #[test]
 fn nothing_acknowledged_is_lost_at_any_crash_point() {
@@ -31,6 +37,31 @@ fn nothing_acknowledged_is_lost_at_any_crash_point() {
     assert!(sum.cut_in_recovery >= CRASH_POINTS_MIN / 10, "too few ends within a recovery: {sum:?}");
     assert!(sum.coverage.missing().is_empty(), "never happened: {:?}", sum.coverage.missing());
     assert!(sum.acked > sum.crash_points, "too little was at stake: {sum:?}");
+}
+
+/// One operation fails, the next time another one, with every error there is: nothing acknowledged is lost, and the
+/// engine goes on.
+#[test]
+fn every_operation_may_fail_with_every_error() {
+    for seed in 0..ERROR_LOOPS {
+        let looped = every_operation_fails(seed).unwrap_or_else(|failure| panic!("{failure}"));
+        println!("seed {seed}: {} operations, {} runs", looped.ops, looped.runs);
+        assert!(looped.ops >= 50, "too short a run: {looped:?}");
+    }
+}
+
+/// Of a run that fails, little is left when everything is left out that the failure does not need; and what is left
+/// can be written down and run again.
+#[test]
+fn a_failing_run_is_made_small() {
+    let plan = |seed| Plan { lie: Some(Lie::DurableWrite), ..Plan::of(seed) };
+    let fails = (0..200).map(plan).find(|plan| run_plan(plan).is_err()).expect("lies are found out");
+    let shrunk = shrink(&fails).expect("it fails");
+    println!("{} of {} decisions: {}", shrunk.left, shrunk.before, shrunk.failure);
+    assert!(shrunk.left <= 12 && shrunk.left < shrunk.before, "{} of {}", shrunk.left, shrunk.before);
+    let edits: Edits = shrunk.plan.edits.to_string().parse().expect("edits are written as they are read");
+    let again = run_plan(&Plan { edits, ..fails }).expect_err("it failed a moment ago");
+    assert_eq!(*again, shrunk.failure);
 }
 
 /// A failing seed is worth printing only if it fails again.

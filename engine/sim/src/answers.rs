@@ -55,6 +55,7 @@ impl Workload {
     ) {
         assert_eq!(bytes.len() as u64, outcome.len.get(), "an outcome of {outcome:?}");
         self.served_len += bytes.len() as u64;
+        let faulty = self.is_faulty();
         let oracle = &mut self.oracles[partition];
         oracle.handle_planned(outcome.watermarks, known);
         let offset = request.offset.get();
@@ -75,7 +76,7 @@ impl Workload {
         if bytes.len() as u64 > request.len_max.get() {
             oracle.check_single_batch(bytes);
         }
-        check_medium(&self.disk, oracle, self.faulty, outcome.segment, outcome.position.get(), bytes);
+        check_medium(&self.disk, oracle, faulty, outcome.segment, outcome.position.get(), bytes);
         if scan {
             let next = if bytes.is_empty() { known.high_watermark.get() } else { next };
             self.standing[partition] = Standing::Scanning(next);
@@ -109,7 +110,7 @@ impl Workload {
             FetchError::Busy => self.backs_off = true,
             FetchError::Closing | FetchError::Cancelled => {}
             FetchError::ReadFailed { .. } | FetchError::Disk(_) => {
-                assert!(self.faulty, "a fetch fails without a fault: {error}");
+                assert!(self.is_faulty(), "a fetch fails without a fault: {error}");
             }
             other => panic!("{request:?} is answered with: {other}"),
         }

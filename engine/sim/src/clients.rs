@@ -123,7 +123,7 @@ impl Clients {
         for conn in gone {
             let client = self.conns.remove(&conn).expect("listed a moment ago");
             let shrinks = workload.oracles.iter().any(Oracle::may_shrink);
-            let excused = workload.faulty || workload.stopping || workload.stalled;
+            let excused = workload.is_faulty() || workload.stopping || workload.stalled;
             let expected = client.closing || excused || shrinks;
             assert!(expected, "{conn:?} was closed by the engine: {:?}", client.asked);
             workload.note(Happening::ConnectionBroken);

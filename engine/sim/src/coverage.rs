@@ -1,98 +1,247 @@
-//! What the machine has done to the engine, counted: a fault that never happens tests nothing.
+//! What the machine has done to the engine, by what the engine was doing: a fault that never happens tests nothing,
+//! and neither does one that never happens at the wrong moment.
 
 use std::fmt;
 
+use rohrpost_engine_core::disk::Errno;
+
 use crate::fault::OpKind;
 
-/// One kind of ill-treatment.
+/// Something that merely happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum Happening {
-    LookupFailed,
-    ReadFailed,
-    WriteFailed,
-    ResizeFailed,
-    SyncFailed,
-    EntryFailed,
-    ReadShort,
-    WriteShort,
-    NoSpace,
-    NoDescriptor,
-    WriteLandedLate,
-    PowerCut,
-    Kill,
     EndedInRecovery,
     StoppedInOrder,
-    CachesDropped,
     PartitionDeleted,
     AppendRefused,
     FetchRefused,
     ConnectionBroken,
+    AskedAnotherShard,
 }
 
 impl Happening {
     /// All kinds.
-    pub const ALL: [Self; 20] = [
-        Self::LookupFailed,
-        Self::ReadFailed,
-        Self::WriteFailed,
-        Self::ResizeFailed,
-        Self::SyncFailed,
-        Self::EntryFailed,
-        Self::ReadShort,
-        Self::WriteShort,
-        Self::NoSpace,
-        Self::NoDescriptor,
-        Self::WriteLandedLate,
-        Self::PowerCut,
-        Self::Kill,
+    pub const ALL: [Self; 7] = [
         Self::EndedInRecovery,
         Self::StoppedInOrder,
-        Self::CachesDropped,
         Self::PartitionDeleted,
         Self::AppendRefused,
         Self::FetchRefused,
         Self::ConnectionBroken,
+        Self::AskedAnotherShard,
+    ];
+}
+
+/// One kind of ill-treatment: a row of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Harm {
+    LookupFails,
+    ReadFails,
+    WriteFails,
+    ResizeFails,
+    SyncFails,
+    EntryFails,
+    Cancelled,
+    TriedInVain,
+    NoMemory,
+    NoDescriptor,
+    NoSpace,
+    NoSlab,
+    ReadShort,
+    WriteShort,
+    Stalled,
+    LandedLate,
+    CachesDropped,
+    ClockForward,
+    ClockBack,
+    PeerGone,
+    PipeRefused,
+    NotifiedLate,
+    PowerCut,
+    Killed,
+}
+
+impl Harm {
+    /// All kinds.
+    pub const ALL: [Self; 24] = [
+        Self::LookupFails,
+        Self::ReadFails,
+        Self::WriteFails,
+        Self::ResizeFails,
+        Self::SyncFails,
+        Self::EntryFails,
+        Self::Cancelled,
+        Self::TriedInVain,
+        Self::NoMemory,
+        Self::NoDescriptor,
+        Self::NoSpace,
+        Self::NoSlab,
+        Self::ReadShort,
+        Self::WriteShort,
+        Self::Stalled,
+        Self::LandedLate,
+        Self::CachesDropped,
+        Self::ClockForward,
+        Self::ClockBack,
+        Self::PeerGone,
+        Self::PipeRefused,
+        Self::NotifiedLate,
+        Self::PowerCut,
+        Self::Killed,
     ];
 
     /// The failure of an operation.
-    pub(crate) const fn failure_of(kind: OpKind) -> Self {
+    pub(crate) const fn of(kind: OpKind, errno: Errno) -> Self {
+        match errno {
+            Errno::CANCELED => return Self::Cancelled,
+            Errno::AGAIN => return Self::TriedInVain,
+            Errno::NOMEM => return Self::NoMemory,
+            Errno::MFILE => return Self::NoDescriptor,
+            Errno::NOSPC => return Self::NoSpace,
+            _ => {}
+        }
         match kind {
-            OpKind::Lookup => Self::LookupFailed,
-            OpKind::Read => Self::ReadFailed,
-            OpKind::Write => Self::WriteFailed,
-            OpKind::Resize => Self::ResizeFailed,
-            OpKind::Sync => Self::SyncFailed,
-            OpKind::Entry => Self::EntryFailed,
+            OpKind::Lookup => Self::LookupFails,
+            OpKind::Read | OpKind::ReadAsync => Self::ReadFails,
+            OpKind::Write | OpKind::WriteAsync => Self::WriteFails,
+            OpKind::Resize => Self::ResizeFails,
+            OpKind::Sync | OpKind::SyncAsync => Self::SyncFails,
+            OpKind::Entry => Self::EntryFails,
         }
     }
 }
 
-/// How often each kind has happened.
+/// What the engine is doing: a column of the table. Several may hold at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum State {
+    /// No shard runs yet.
+    Starting,
+    Opening,
+    Appending,
+    Fetching,
+    /// A step makes, extends, seals or indexes a segment.
+    Upkeep,
+    Deleting,
+    Stopping,
+    /// Nobody waits for an answer.
+    Idle,
+}
+
+impl State {
+    /// All columns.
+    pub const ALL: [Self; 8] = [
+        Self::Starting,
+        Self::Opening,
+        Self::Appending,
+        Self::Fetching,
+        Self::Upkeep,
+        Self::Deleting,
+        Self::Stopping,
+        Self::Idle,
+    ];
+}
+
+/// What the engine is doing at a moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct States(u16);
+
+impl States {
+    /// Only this.
+    pub const fn only(state: State) -> Self {
+        Self(1 << state as u16)
+    }
+
+    /// This as well.
+    #[must_use]
+    pub const fn and(self, state: State) -> Self {
+        Self(self.0 | 1 << state as u16)
+    }
+
+    /// Whether this is among it.
+    pub const fn has(self, state: State) -> bool {
+        self.0 & (1 << state as u16) != 0
+    }
+
+    /// This, or [`State::Idle`] where it is nothing.
+    #[must_use]
+    pub const fn or_idle(self) -> Self {
+        if self.0 == 0 { Self::only(State::Idle) } else { self }
+    }
+}
+
+/// How often everything has happened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
-    counts: [u64; Happening::ALL.len()],
+    table: [[u64; State::ALL.len()]; Harm::ALL.len()],
+    events: [u64; Happening::ALL.len()],
 }
 
 impl Coverage {
-    /// Counts one.
+    /// Counts something that happened.
     pub const fn note(&mut self, happening: Happening) {
-        self.counts[happening as usize] += 1;
+        self.events[happening as usize] += 1;
+    }
+
+    /// Counts a harm in every state that holds.
+    pub fn suffer(&mut self, harm: Harm, states: States) {
+        for state in State::ALL {
+            self.table[harm as usize][state as usize] += u64::from(states.has(state));
+        }
     }
 
     /// How often it has happened.
     pub const fn count(&self, happening: Happening) -> u64 {
-        self.counts[happening as usize]
+        self.events[happening as usize]
+    }
+
+    /// How often the engine has met this while it was doing that.
+    pub const fn met(&self, harm: Harm, state: State) -> u64 {
+        self.table[harm as usize][state as usize]
     }
 
     /// Adds another run's counts.
     pub fn add(&mut self, other: &Self) {
-        self.counts.iter_mut().zip(other.counts).for_each(|(sum, count)| *sum += count);
+        let mine = self.table.iter_mut().flatten().chain(&mut self.events);
+        let theirs = other.table.iter().flatten().chain(&other.events);
+        mine.zip(theirs).for_each(|(sum, count)| *sum += count);
     }
 
-    /// What has never happened.
-    pub fn missing(&self) -> Vec<Happening> {
-        Happening::ALL.into_iter().filter(|happening| self.count(*happening) == 0).collect()
+    /// What has never happened although it can: events, and cells of the table.
+    pub fn missing(&self) -> Vec<String> {
+        let events = Happening::ALL.into_iter().filter(|happening| self.count(*happening) == 0);
+        let cells = Harm::ALL.into_iter().flat_map(|harm| State::ALL.map(|state| (harm, state)));
+        let empty =
+            cells.filter(|(harm, state)| self.met(*harm, *state) == 0 && never(*harm, *state).is_none());
+        events
+            .map(|event| format!("{event:?}"))
+            .chain(empty.map(|(harm, state)| format!("{harm:?} while {state:?}")))
+            .collect()
+    }
+}
+
+/// Why a harm cannot befall the engine in a state, if it cannot.
+pub fn never(harm: Harm, state: State) -> Option<&'static str> {
+    let ring = matches!(
+        harm,
+        Harm::Cancelled
+            | Harm::TriedInVain
+            | Harm::ReadShort
+            | Harm::WriteShort
+            | Harm::Stalled
+            | Harm::NoSlab
+            | Harm::PeerGone
+            | Harm::PipeRefused
+            | Harm::NotifiedLate
+    );
+    match (harm, state) {
+        (_, State::Starting) if ring => Some("no shard runs yet"),
+        (Harm::ClockForward | Harm::ClockBack | Harm::CachesDropped, State::Starting) => {
+            Some("the machine acts between turns of a shard, and none runs yet")
+        }
+        _ => None,
     }
 }
 
@@ -101,6 +250,26 @@ impl fmt::Display for Coverage {
         for happening in Happening::ALL {
             writeln!(f, "{:>10} {happening:?}", self.count(happening))?;
         }
-        Ok(())
+        write!(f, "\n{:14}", "")?;
+        State::ALL.iter().try_for_each(|state| write!(f, "{:>10}", format!("{state:?}")))?;
+        let mut reasons = Vec::new();
+        for harm in Harm::ALL {
+            write!(f, "\n{:14}", format!("{harm:?}"))?;
+            for state in State::ALL {
+                match (self.met(harm, state), never(harm, state)) {
+                    (0, Some(reason)) => {
+                        if !reasons.contains(&reason) {
+                            reasons.push(reason);
+                        }
+                        let number = reasons.iter().position(|known| *known == reason).unwrap_or(0) + 1;
+                        write!(f, "{:>10}", format!("({number})"))?;
+                    }
+                    (count, _) => write!(f, "{count:>10}")?,
+                }
+            }
+        }
+        writeln!(f)?;
+        let mut notes = reasons.iter().enumerate();
+        notes.try_for_each(|(at, reason)| writeln!(f, "({}) cannot be: {reason}", at + 1))
     }
 }

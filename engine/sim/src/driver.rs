@@ -8,16 +8,17 @@ use std::collections::{BTreeMap, VecDeque};
 
 use rohrpost_engine_core::disk::Errno;
 use rohrpost_engine_core::log::step::{Step, StepOutput};
-use rohrpost_engine_core::message::{Reply, Request, Ticket};
+use rohrpost_engine_core::message::{Request, ShardId, Ticket};
 use rohrpost_engine_core::ops::{DiskOp, Driver, Event, Now, Ops, Read, Token, Write};
 use rohrpost_engine_core::platform::{Chunk, DIRECT_IO_ALIGN, Lease};
 use rohrpost_engine_core::types::{ByteCount, Nanos, Timestamp};
 
+use crate::coverage::{Harm, State};
 use crate::disk::SimDisk;
 use crate::fault::{Delays, Lie};
 use crate::memory::SimLease;
 use crate::net::Net;
-use crate::order::{partition_of, result_number, shuffle_but_requests};
+use crate::order::{partition_of, result_number, shuffle_but_requests, state_of};
 use crate::platform::SimPlatform;
 use crate::prng::Prng;
 use crate::slab::{SimSlab, SlabWatch};
@@ -29,17 +30,23 @@ pub type StepRunner = Box<dyn FnMut(Step<SimPlatform>) -> StepOutput<SimPlatform
 /// How long a turn itself takes at the most, nanoseconds: what completes within it arrives together.
 const TURN_NS_MAX: u64 = 200_000;
 
+/// How long a letter between shards takes at the most, nanoseconds.
+const POST_NS_MAX: u64 = 5_000_000;
+
 /// Something that will happen.
 enum Job {
     Write(Box<Write<SimPlatform>>, Pending),
     Sync(Token, Pending),
     Read(Read<SimPlatform>),
     StepStart(String),
-    StepDone(Token, Box<StepOutput<SimPlatform>>),
+    /// With whether it was one of upkeep.
+    StepDone(Token, Box<StepOutput<SimPlatform>>, bool),
     Grow,
     /// A page of a slab is replaced.
     Replace(usize, usize),
     Request(Ticket, Request),
+    /// What another shard has sent.
+    Post(Box<Event<SimPlatform>>),
 }
 
 /// The power is gone, or the process: no turn can be made.
@@ -72,9 +79,12 @@ pub struct SimDriver {
     seq: u64,
     jobs: BTreeMap<(u64, u64), Job>,
     steps: BTreeMap<String, VecDeque<(Token, Step<SimPlatform>)>>,
+    /// Steps of upkeep that have no answer yet.
+    upkeep: usize,
     /// When the last step of a partition is answered.
     step_order: BTreeMap<String, u64>,
-    replies: Vec<(Ticket, Reply<SimPlatform>)>,
+    /// When the last thing from another shard arrives.
+    post_order: BTreeMap<u16, u64>,
     /// Writes that never complete, for [`Lie::LostCompletion`].
     lost: Vec<Write<SimPlatform>>,
     /// Memory that never comes back, for [`Lie::LeakedMemory`].
@@ -108,8 +118,9 @@ impl SimDriver {
             seq: 0,
             jobs: BTreeMap::new(),
             steps: BTreeMap::new(),
+            upkeep: 0,
             step_order: BTreeMap::new(),
-            replies: Vec::new(),
+            post_order: BTreeMap::new(),
             lost: Vec::new(),
             leaked: Vec::new(),
             net,
@@ -121,19 +132,35 @@ impl SimDriver {
         self.push(delay, Job::Request(ticket, request));
     }
 
-    /// Answers since the last call, in the order the shard gave them.
-    pub fn take_replies(&mut self) -> Vec<(Ticket, Reply<SimPlatform>)> {
-        std::mem::take(&mut self.replies)
+    /// Delivers what another shard has sent, in a while, behind everything it has sent before.
+    pub fn post(&mut self, from: ShardId, event: Event<SimPlatform>, now: Now) {
+        self.wait_from(now);
+        let due = self.now + self.prng.magnitude(1, POST_NS_MAX);
+        let order = self.post_order.entry(from.0).or_default();
+        *order = due.max(*order);
+        let delay = *order - self.now;
+        self.push(delay, Job::Post(Box::new(event)));
+    }
+
+    /// Whether segments are being made, extended, sealed or indexed.
+    pub const fn keeps_up(&self) -> bool {
+        self.upkeep > 0
+    }
+
+    /// The clock stands at `now` at least.
+    pub fn wait_from(&mut self, now: Now) {
+        self.now = self.now.max(now.mono.get());
+    }
+
+    /// When the next thing happens of itself.
+    pub fn next_due(&self) -> Option<u64> {
+        let first = self.jobs.keys().next().map(|(due, _)| *due);
+        [first, self.net.next_due()].into_iter().flatten().min()
     }
 
     /// The monotonic clock.
     pub const fn now_ns(&self) -> u64 {
         self.now
-    }
-
-    /// Whether nothing is under way: without a deadline of the shard, nothing will ever happen again.
-    pub fn is_idle(&self) -> bool {
-        self.jobs.is_empty() && self.net.is_idle()
     }
 
     /// Granules and bounce blocks that somebody still owns.
@@ -155,7 +182,6 @@ impl SimDriver {
     pub fn abandon(&mut self) {
         self.jobs.clear();
         self.steps.clear();
-        self.replies.clear();
         self.lost.clear();
         self.net.abandon();
     }
@@ -166,8 +192,16 @@ impl SimDriver {
     }
 
     fn push_drawn(&mut self, job: Job) {
-        let delay = self.delays.draw(&mut self.prng);
+        let delay = self.draw_delay();
         self.push(delay, job);
+    }
+
+    fn draw_delay(&mut self) -> u64 {
+        let delay = self.delays.draw(&mut self.prng);
+        if self.delays.is_stall(delay) {
+            self.disk.storage().suffer(Harm::Stalled);
+        }
+        delay
     }
 
     fn note(&self, what: &str, numbers: &[u64]) {
@@ -192,7 +226,7 @@ impl SimDriver {
                 DiskOp::Fill(fill) => {
                     let numbers = [fill.conn.slot.into(), fill.position.get(), fill.len as u64];
                     self.note("fill", &numbers);
-                    let delay = self.delays.draw(&mut self.prng);
+                    let delay = self.draw_delay();
                     self.net.fill(fill, self.now, delay);
                 }
             }
@@ -201,6 +235,7 @@ impl SimDriver {
         for (token, step) in ops.steps.drain(..) {
             let key = partition_of(&step);
             self.note("step", &[token.0]);
+            self.upkeep += usize::from(state_of(&step) == State::Upkeep);
             let queue = self.steps.entry(key.clone()).or_default();
             queue.push_back((token, *step));
             if queue.len() == 1 {
@@ -215,7 +250,6 @@ impl SimDriver {
                 self.push_drawn(Job::Replace(slab, page));
             }
         }
-        self.replies.append(&mut ops.replies);
     }
 
     fn submit_write(&mut self, write: Write<SimPlatform>) {
@@ -249,8 +283,7 @@ impl SimDriver {
 
     /// Waits for something to happen, at most until `deadline`.
     fn wait(&mut self, deadline: Option<Nanos>) {
-        let first = self.jobs.keys().next().map(|(due, _)| *due);
-        let wake = [first, self.net.next_due(), deadline.map(Nanos::get)].into_iter().flatten().min();
+        let wake = [self.next_due(), deadline.map(Nanos::get)].into_iter().flatten().min();
         self.now = self.now.max(wake.unwrap_or(self.now)) + self.prng.magnitude(1, TURN_NS_MAX);
     }
 
@@ -271,7 +304,8 @@ impl SimDriver {
             }
             Job::Read(read) => events.push(self.finish_read(read)),
             Job::StepStart(key) => self.run_next_step(key),
-            Job::StepDone(token, output) => {
+            Job::StepDone(token, output, upkeep) => {
+                self.upkeep -= usize::from(upkeep);
                 self.note("step-done", &[token.0]);
                 events.push(Event::StepDone { token, output });
             }
@@ -284,6 +318,7 @@ impl SimDriver {
                 self.note("request", &[ticket.0]);
                 events.push(Event::Request(ticket, request));
             }
+            Job::Post(event) => events.push(*event),
         }
     }
 
@@ -308,13 +343,17 @@ impl SimDriver {
         let (token, step) = queue.pop_front().expect("a step was queued");
         let more = !queue.is_empty();
         self.note("step-run", &[token.0]);
+        let states = self.disk.storage().states;
+        self.disk.storage().states = states.and(state_of(&step));
+        let upkeep = state_of(&step) == State::Upkeep;
         let output = (self.run_step)(step);
+        self.disk.storage().states = states;
         // Outputs of one partition keep the order of its steps.
-        let drawn = self.now + self.delays.draw(&mut self.prng);
+        let drawn = self.now + self.draw_delay();
         let last = self.step_order.entry(key.clone()).or_default();
         *last = drawn.max(*last);
         let delay = *last - self.now;
-        self.push(delay, Job::StepDone(token, Box::new(output)));
+        self.push(delay, Job::StepDone(token, Box::new(output), upkeep));
         if more {
             self.push_drawn(Job::StepStart(key));
         }
@@ -323,6 +362,7 @@ impl SimDriver {
     fn grow(&mut self) -> Event<SimPlatform> {
         if self.slabs.len() >= self.memory.slabs_max {
             self.note("grow-failed", &[]);
+            self.disk.storage().suffer(Harm::NoSlab);
             return Event::GrowFailed(Errno::NOMEM);
         }
         let slab = SimSlab::new(self.slabs.len() as u64, self.memory.slab_granules, self.memory.slab_bounces);

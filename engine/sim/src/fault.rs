@@ -9,14 +9,20 @@ use crate::prng::Prng;
 pub enum OpKind {
     /// Opening, creating, locking, listing, measuring.
     Lookup,
-    /// Reading bytes.
+    /// Reading bytes, as a step waits for it.
     Read,
-    /// Writing bytes.
+    /// Reading bytes on the data path.
+    ReadAsync,
+    /// Writing bytes, as a step waits for it.
     Write,
+    /// Writing bytes on the data path.
+    WriteAsync,
     /// Reserving blocks, cutting, extending.
     Resize,
-    /// Making a file or a directory durable.
+    /// Making a file or a directory durable, as a step waits for it.
     Sync,
+    /// Making a file durable on the data path.
+    SyncAsync,
     /// Creating, renaming, removing entries.
     Entry,
 }
@@ -86,16 +92,30 @@ impl Faults {
 
     /// The fault that befalls an operation of this kind, if any.
     pub(crate) fn draw(&self, kind: OpKind, prng: &mut Prng) -> Option<Errno> {
-        let eio = match kind {
-            OpKind::Read => self.read_eio,
-            OpKind::Write => self.write_eio,
-            OpKind::Sync => self.sync_eio,
+        let chance = match kind {
+            OpKind::Read | OpKind::ReadAsync => self.read_eio,
+            OpKind::Write | OpKind::WriteAsync => self.write_eio,
+            OpKind::Sync | OpKind::SyncAsync => self.sync_eio,
             OpKind::Lookup | OpKind::Resize | OpKind::Entry => self.other_eio,
         };
-        if prng.chance(eio) {
-            return Some(Errno::IO);
+        if prng.chance(chance) {
+            return Some(*prng.pick(Self::errors_of(kind)));
         }
         (kind == OpKind::Lookup && prng.chance(self.open_mfile)).then_some(Errno::MFILE)
+    }
+
+    /// What an operation of this kind may fail with, the likely ones several times. A file system that reserves
+    /// blocks late finds the disk full in a sync.
+    const fn errors_of(kind: OpKind) -> &'static [Errno] {
+        const IO: Errno = Errno::IO;
+        match kind {
+            OpKind::ReadAsync | OpKind::WriteAsync => &[IO, IO, Errno::CANCELED, Errno::AGAIN, Errno::NOMEM],
+            OpKind::SyncAsync => &[IO, IO, Errno::CANCELED, Errno::AGAIN, Errno::NOMEM, Errno::NOSPC],
+            OpKind::Sync => &[IO, IO, IO, Errno::NOSPC],
+            OpKind::Lookup | OpKind::Read | OpKind::Write | OpKind::Resize | OpKind::Entry => {
+                &[IO, IO, Errno::NOMEM]
+            }
+        }
     }
 
     /// Whether anything can fail.
@@ -124,8 +144,13 @@ impl Delays {
     /// How long the next operation takes.
     pub(crate) fn draw(&self, prng: &mut Prng) -> u64 {
         if prng.chance(self.stall) {
-            return self.high + prng.below(self.stall_len.max(1));
+            return self.high + 1 + prng.below(self.stall_len.max(1));
         }
         prng.magnitude(self.low, self.high)
+    }
+
+    /// Whether an operation that takes so long has stalled.
+    pub(crate) const fn is_stall(&self, delay: u64) -> bool {
+        delay > self.high
     }
 }

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use rohrpost_engine_core::disk::Errno;
 use rohrpost_engine_core::ops::{ConnId, Event, Fill, NetOp, Send, SendFile, SendHow, SendPart};
 
+use crate::coverage::Harm;
 use crate::disk::SimDisk;
 use crate::fault::Delays;
 use crate::memory::SimLease;
@@ -116,10 +117,6 @@ impl Net {
         self.conns.contains_key(&conn)
     }
 
-    pub(crate) fn is_idle(&self) -> bool {
-        self.jobs.is_empty()
-    }
-
     pub(crate) fn next_due(&self) -> Option<u64> {
         self.jobs.keys().next().map(|(due, _)| *due)
     }
@@ -210,14 +207,17 @@ impl Net {
         let state = self.conns.get_mut(&fill.conn).expect("Closed comes after the fill");
         state.filling = false;
         let inode = fill.file.description().inode;
-        let result = match disk.storage().peek_inode(inode, fill.position.get(), len) {
-            _ if refused => Err(Errno::AGAIN),
-            Some(bytes) => {
-                state.pipe = bytes;
-                Ok(state.pipe.len())
-            }
-            None => Err(Errno::IO),
+        if refused {
+            disk.storage().suffer(Harm::PipeRefused);
+        }
+        let read = match refused {
+            true => Err(Errno::AGAIN),
+            false => disk.storage().read_for_socket(inode, fill.position.get(), asked, len),
         };
+        let result = read.map(|bytes| {
+            state.pipe = bytes;
+            state.pipe.len()
+        });
         disk.storage().trace.note("filled", &[fill.conn.slot.into(), result.unwrap_or(0) as u64]);
         Event::Filled { token, asked, result }
     }
@@ -267,6 +267,7 @@ impl Net {
                 Job::Fill(fill) => events.push(self.finish_fill(&fill, disk)),
                 Job::Forget(leases) => {
                     drop(leases);
+                    disk.storage().suffer(Harm::NotifiedLate);
                     if self.prng.one_in(4) {
                         events.push(Event::CopiedAnyway(conn));
                     }
@@ -319,7 +320,7 @@ impl Net {
             }
             Transfer::File(send) => {
                 let file = send.file.description();
-                disk.storage().peek_inode(file.inode, send.position.get(), send.len).ok_or(Errno::IO)
+                disk.storage().read_for_socket(file.inode, send.position.get(), send.len, send.len)
             }
             Transfer::Drain(len) => Ok(self.conns[&conn].pipe[..*len].to_vec()),
         };

@@ -5,6 +5,8 @@
 //! not sent, or was refused, or was gone after a recovery; a batch is in one place, byte for byte as sent but for base
 //! offset and epoch; offsets are dense; watermarks never go back; readers never see beyond the high watermark.
 
+mod marks;
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
@@ -81,6 +83,8 @@ pub struct Oracle {
     disorder: bool,
     /// A deletion was asked for in this life.
     shrinks: bool,
+    /// Where the partition stood at the last turn since it was opened.
+    turned: Option<Watermarks>,
 }
 
 impl Oracle {
@@ -105,6 +109,7 @@ impl Oracle {
             acked_end: 0,
             disorder: false,
             shrinks: false,
+            turned: None,
         }
     }
 
@@ -299,43 +304,6 @@ impl Oracle {
         *found.unwrap_or_else(|| panic!("garbage is served at offset {}", header.base_offset()))
     }
 
-    /// Watermarks were answered in a life that is under way.
-    pub fn handle_marks(&mut self, marks: Watermarks) {
-        let before = self.marks;
-        assert!(marks.log_end_offset >= before.log_end_offset, "{marks:?} after {before:?}");
-        self.handle_planned(marks, before);
-    }
-
-    /// A fetch was planned with these watermarks, after it had been sent when `asked` was known. Its answer may be
-    /// older than others that have come meanwhile.
-    pub fn handle_planned(&mut self, marks: Watermarks, asked: Watermarks) {
-        assert!(marks.high_watermark >= asked.high_watermark, "{marks:?}, known before {asked:?}");
-        assert!(marks.log_start_offset >= asked.log_start_offset, "{marks:?}, known before {asked:?}");
-        assert!(marks.log_end_offset >= marks.high_watermark, "{marks:?}");
-        assert!(marks.high_watermark >= marks.log_start_offset, "{marks:?}");
-        assert_eq!(marks.leader_epoch, self.marks.leader_epoch, "the epoch changes only in a recovery");
-        self.check_start(marks.log_start_offset.get());
-        self.marks.log_start_offset = self.marks.log_start_offset.max(marks.log_start_offset);
-        self.marks.log_end_offset = self.marks.log_end_offset.max(marks.log_end_offset);
-        self.raise_high_watermark(marks.high_watermark.get());
-    }
-
-    fn check_start(&self, start: i64) {
-        let config = &self.settings.config;
-        let retention = config.retention_len.is_some() || config.retention_ms.is_some();
-        assert!(
-            retention || start <= self.start_max,
-            "the log starts at {start}, at most {}",
-            self.start_max
-        );
-    }
-
-    fn raise_high_watermark(&mut self, end: i64) {
-        self.marks.high_watermark = self.marks.high_watermark.max(Offset::new(end));
-        self.marks.log_end_offset = self.marks.log_end_offset.max(Offset::new(end));
-        self.durable_end = self.durable_end.max(end);
-    }
-
     /// Whether records may have been deleted in this life: a transfer of them may end with its connection.
     pub const fn may_shrink(&self) -> bool {
         let config = &self.settings.config;
@@ -405,8 +373,14 @@ impl Oracle {
         self.ends_since_stop += 1;
         self.shrinks = false;
         // At this level a failed write-back takes as much as a power cut: the page cache shows what no device has.
-        let taken = end == End::PowerCut || faulty;
-        if taken && self.settings.config.durability == Durability::Written {
+        if end == End::PowerCut || faulty {
+            self.lose_written();
+        }
+    }
+
+    /// What is only written may be gone.
+    fn lose_written(&mut self) {
+        if self.settings.config.durability == Durability::Written {
             self.durable_end = self.start_confirmed.max(self.stopped_end);
             self.lossy = true;
         }
@@ -421,6 +395,10 @@ impl Oracle {
     /// A partition was opened in a new life.
     pub fn handle_opened(&mut self, marks: Watermarks, faulty: bool) {
         self.life += 1;
+        self.turned = None;
+        if faulty {
+            self.lose_written();
+        }
         if std::mem::take(&mut self.maybe_deleted) && marks.log_end_offset == Offset::ZERO {
             self.handle_deleted();
         }

@@ -4,6 +4,7 @@ use rohrpost_engine_core::disk::Errno;
 use rohrpost_engine_core::log::step::Step;
 use rohrpost_engine_core::ops::Event;
 
+use crate::coverage::State;
 use crate::platform::SimPlatform;
 use crate::prng::Prng;
 
@@ -13,6 +14,8 @@ pub(crate) fn shuffle_but_requests(events: &mut [Event<SimPlatform>], prng: &mut
         matches!(
             event,
             Event::Request(..)
+                | Event::Letter(..)
+                | Event::ShardEnded(_)
                 | Event::StepDone { .. }
                 | Event::Received { .. }
                 | Event::Accepted { .. }
@@ -35,6 +38,21 @@ pub(crate) fn partition_of(step: &Step<SimPlatform>) -> String {
         return name.to_owned();
     }
     step.partition().expect("companions on their way to a file name their partition").to_string()
+}
+
+/// What the engine is doing while this step runs.
+pub(crate) const fn state_of(step: &Step<SimPlatform>) -> State {
+    match step {
+        Step::Open { .. } => State::Opening,
+        Step::OpenSegment { .. } => State::Fetching,
+        Step::DeleteSegments { .. } | Step::DeletePartition { .. } => State::Deleting,
+        Step::Close { .. } => State::Stopping,
+        Step::CreateSegment { .. }
+        | Step::PrepareSegment { .. }
+        | Step::Extend { .. }
+        | Step::WriteCompanions(_)
+        | Step::Seal { .. } => State::Upkeep,
+    }
 }
 
 /// A result as one number, for the trace.

@@ -13,6 +13,10 @@ pub struct Outcome {
     pub lives: u64,
     /// Ends by force before every partition had been opened and read.
     pub cut_in_recovery: u64,
+    /// Power cuts while a write was in flight.
+    pub cut_in_write: u64,
+    /// Whether the operation that was to fail has come.
+    pub struck: bool,
     /// Appends acknowledged.
     pub acked: u64,
     /// Bytes served and compared.
@@ -32,6 +36,8 @@ impl Outcome {
         self.crash_points += other.crash_points;
         self.lives += other.lives;
         self.cut_in_recovery += other.cut_in_recovery;
+        self.cut_in_write += other.cut_in_write;
+        self.struck |= other.struck;
         self.acked += other.acked;
         self.served_len += other.served_len;
         self.sent_len += other.sent_len;

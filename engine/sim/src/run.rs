@@ -1,27 +1,83 @@
 //! Runs seeds and names the ones that fail.
 
 use std::cell::RefCell;
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use crate::edits::{Drawn, Edits};
+use crate::errors::Blow;
 use crate::fault::Lie;
 use crate::outcome::Outcome;
 use crate::world::World;
+
+/// Characters of a story that tell its kind: the place and the first words.
+const KIND_LEN: usize = 90;
 
 thread_local! {
     /// Where the last panic of this thread was, if [`keep_panics_quiet`] was called.
     static LAST_PANIC: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// A seed that found a violation.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("seed {seed}: {story}\nreproduce with: cargo sim -- {seed}")]
-pub struct Failure {
-    /// The seed.
+/// A run: a seed, and how it differs from what the seed alone says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Decides everything that is not said here.
     pub seed: u64,
+    /// What is left out.
+    pub edits: Edits,
+    /// A promise that the machine breaks.
+    pub lie: Option<Lie>,
+    /// A short run without chance faults, in which the operation with this number (the first is 1) fails.
+    pub blow: Option<(u64, Blow)>,
+    /// A power cut turns a sector of every write in flight into garbage, which no medium should.
+    pub spoil: bool,
+    /// A failure carries everything that happened before it.
+    pub keep_trace: bool,
+}
+
+impl Plan {
+    /// A seed and nothing else.
+    pub fn of(seed: u64) -> Self {
+        Self { seed, ..Self::default() }
+    }
+}
+
+impl fmt::Display for Plan {
+    /// As `cargo sim` takes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.seed)?;
+        if self.edits != Edits::default() {
+            write!(f, " --without {}", self.edits)?;
+        }
+        if let Some(lie) = self.lie {
+            write!(f, " --lie {lie:?}")?;
+        }
+        if let Some((op, blow)) = self.blow {
+            write!(f, " --blow {op} {blow}")?;
+        }
+        if self.spoil { write!(f, " --spoil") } else { Ok(()) }
+    }
+}
+
+/// A run that found a violation.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("seed {}: {story}\nreproduce with: cargo sim -- {plan}", plan.seed)]
+pub struct Failure {
+    /// What was run.
+    pub plan: Plan,
     /// What the violated check said, and where.
     pub story: String,
+    /// How many decisions it had come to.
+    pub drawn: Drawn,
     /// What happened before, where it was kept.
     pub trace: String,
+}
+
+impl Failure {
+    /// The story without its numbers: the same for runs in which the same check fails.
+    pub fn kind(&self) -> String {
+        self.story.chars().filter(|c| !c.is_ascii_digit()).take(KIND_LEN).collect()
+    }
 }
 
 /// Runs one seed. With `keep_trace`, a failure carries everything that happened before it.
@@ -29,7 +85,7 @@ pub struct Failure {
 /// # Errors
 /// The violation, if there is one.
 pub fn run_seed(seed: u64, keep_trace: bool) -> Result<Outcome, Box<Failure>> {
-    run_world(seed, World::new(seed, keep_trace))
+    run_plan(&Plan { keep_trace, ..Plan::of(seed) })
 }
 
 /// Runs one seed on a machine that breaks its word: sooner or later a seed must notice.
@@ -37,20 +93,26 @@ pub fn run_seed(seed: u64, keep_trace: bool) -> Result<Outcome, Box<Failure>> {
 /// # Errors
 /// The violation, if this seed noticed.
 pub fn run_seed_with_lie(seed: u64, lie: Lie) -> Result<Outcome, Box<Failure>> {
-    run_world(seed, World::with_lie(seed, lie))
+    run_plan(&Plan { lie: Some(lie), ..Plan::of(seed) })
 }
 
-fn run_world(seed: u64, mut world: World) -> Result<Outcome, Box<Failure>> {
+/// Runs a plan.
+///
+/// # Errors
+/// The violation, if there is one.
+pub fn run_plan(plan: &Plan) -> Result<Outcome, Box<Failure>> {
+    let mut world = World::new(plan);
     catch_unwind(AssertUnwindSafe(|| world.run())).map_err(|panic| {
         let said = panic.downcast_ref::<String>().map(String::as_str);
         let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without words");
         let place = LAST_PANIC.with_borrow_mut(std::mem::take);
         let trace = world.disk().storage().trace.to_string();
-        Box::new(Failure { seed, story: format!("{place}{said}"), trace })
+        let story = format!("{place}{said}");
+        Box::new(Failure { plan: plan.clone(), story, drawn: world.drawn(), trace })
     })
 }
 
-/// Keeps panics from being printed as they happen: [`run_seed`] reports them. For the whole process; meant for
+/// Keeps panics from being printed as they happen: [`run_plan`] reports them. For the whole process; meant for
 /// programs that do nothing but run seeds.
 pub fn keep_panics_quiet() {
     std::panic::set_hook(Box::new(|info| {

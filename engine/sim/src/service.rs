@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use rohrpost_engine_core::error::{AppendError, FetchError};
 use rohrpost_engine_core::fetch::{FetchOutcome, FetchRequest, Mode};
-use rohrpost_engine_core::message::{Appended, PartitionId};
+use rohrpost_engine_core::message::{Appended, PartitionId, Watermarks};
 use rohrpost_engine_core::ops::Now;
 use rohrpost_engine_core::service::{Access, Answer, Frame, Service};
 use rohrpost_engine_core::types::{ByteCount, Nanos, Offset};
@@ -34,15 +34,28 @@ struct State {
     /// Tags of what the service itself has appended.
     own: BTreeMap<u64, ()>,
     own_served: Vec<u64>,
+    marks: Vec<(PartitionId, Watermarks)>,
 }
 
 /// See the module documentation.
 #[derive(Default)]
 pub struct SimService {
     state: Mutex<State>,
+    /// There are partitions 0 up to this one.
+    partitions: u32,
 }
 
 impl SimService {
+    /// The service of a shard in an engine of so many partitions.
+    pub(crate) fn of(partitions: usize) -> Self {
+        Self { state: Mutex::default(), partitions: partitions as u32 }
+    }
+
+    /// Where the shard's partitions stood at the last turn.
+    pub(crate) fn take_marks(&self) -> Vec<(PartitionId, Watermarks)> {
+        std::mem::take(&mut self.state().marks)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -50,6 +63,11 @@ impl SimService {
     /// The service appends these batches in its next turn.
     pub(crate) fn produce(&self, partition: PartitionId, batches: Bytes, tag: u64) {
         self.state().to_produce.push_back((partition, batches, tag));
+    }
+
+    /// Whether it would append something at once.
+    pub(crate) fn is_due(&self) -> bool {
+        !self.state().to_produce.is_empty()
     }
 
     /// What became of the request with this tag, once.
@@ -172,6 +190,8 @@ impl Service for SimService {
                 self.finish(tag, Served::Appended(Err(error)));
             }
         }
+        let marks = |id| access.watermarks(id).map(|marks| (id, marks));
+        self.state().marks = (0..self.partitions).map(PartitionId).filter_map(marks).collect();
         None
     }
 }

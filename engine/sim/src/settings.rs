@@ -44,6 +44,8 @@ pub struct Mix {
 /// Everything that is drawn before the first life.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// Shards of the engine; each partition is owned by one of them, connections are to any.
+    pub shards: u16,
     /// The partitions.
     pub partitions: Vec<PartitionSettings>,
     /// Of the shard.
@@ -68,6 +70,8 @@ pub struct Settings {
     pub value_len_max: u64,
     /// Chance in 65,536 that a life ends by a kill rather than a power cut.
     pub kill: u32,
+    /// Chance in 65,536 that a clock that jumps does so by ten years.
+    pub years: u32,
     /// Of a hundred fetches and appends, so many go over connections; the others come from handles.
     pub connection_share: u64,
     /// What the workload does.
@@ -78,6 +82,7 @@ impl Settings {
     /// Draws a run.
     pub fn draw(prng: &mut Prng) -> Self {
         let partitions: Vec<_> = (0..prng.range(1, 3)).map(|n| draw_partition(n as i32, prng)).collect();
+        let shards = *prng.pick(&[1, 1, 2, 2, 3]);
         let batch_len_max =
             partitions.iter().map(|p: &PartitionSettings| p.config.batch_len_max.get()).max().unwrap_or(0);
         let (limits, memory) = draw_limits(partitions.len(), batch_len_max, prng);
@@ -89,6 +94,7 @@ impl Settings {
             Delays { high: 2_000_000, stall: 1024, stall_len: 2_000_000_000, ..quick },
         ]);
         Self {
+            shards,
             partitions,
             limits,
             memory,
@@ -101,8 +107,24 @@ impl Settings {
             actions_max: *prng.pick(&[10, 40, 120, 300]),
             value_len_max: batch_len_max.min(*prng.pick(&[64, 2000, 20_000, 400_000])),
             kill: *prng.pick(&[0, 8192, 32_768]),
+            years: *prng.pick(&[0, 0, 0, 32_768]),
             connection_share: *prng.pick(&[0, 50, 90]),
             mix: draw_mix(prng),
+        }
+    }
+
+    /// A short run in which nothing fails by chance.
+    #[must_use]
+    pub fn short_and_sound(self) -> Self {
+        Self {
+            faults: Faults::NONE,
+            delays: Delays::QUICK,
+            faulty_life_one_in: 0,
+            short_life_one_in: 0,
+            lives: 2,
+            end_ops_max: 200,
+            actions_max: 12,
+            ..self
         }
     }
 }
@@ -116,7 +138,7 @@ fn draw_mix(prng: &mut Prng) -> Mix {
         ask: 4,
         delete_records: *prng.pick(&[0, 0, 1, 6]),
         delete_partition: *prng.pick(&[0, 0, 1, 3]),
-        disturb: *prng.pick(&[0, 2, 6]),
+        disturb: *prng.pick(&[0, 4, 12]),
     }
 }
 
@@ -156,7 +178,8 @@ fn draw_limits(partitions: usize, batch_len_max: u64, prng: &mut Prng) -> (Shard
     };
     let cold_read_len = *prng.pick(&[64u64, 64, 128, 256]) << 10;
     let limits = ShardLimits {
-        arena_len_max: ByteCount::new(SLAB_LEN.get() * memory.slabs_max as u64),
+        // More may be asked for than is to be had.
+        arena_len_max: ByteCount::new(SLAB_LEN.get() * (memory.slabs_max as u64 + prng.below(2))),
         arena_len_start: ByteCount::ZERO,
         connections_max: 8,
         partitions_max: 16,
@@ -179,12 +202,12 @@ fn draw_limits(partitions: usize, batch_len_max: u64, prng: &mut Prng) -> (Shard
 fn draw_faults(prng: &mut Prng) -> Faults {
     let mut rate = |of: &[u32]| *prng.pick(of);
     Faults {
-        read_eio: rate(&[0, 0, 600, 3000]),
-        read_short: rate(&[0, 0, 2000]),
-        write_eio: rate(&[0, 0, 600, 3000]),
-        write_short: rate(&[0, 2000, 8000]),
-        sync_eio: rate(&[0, 0, 600, 3000]),
-        other_eio: rate(&[0, 0, 0, 400]),
+        read_eio: rate(&[0, 0, 1000, 6000]),
+        read_short: rate(&[0, 2000, 16_000]),
+        write_eio: rate(&[0, 0, 1000, 6000]),
+        write_short: rate(&[0, 8000, 20_000]),
+        sync_eio: rate(&[0, 0, 600, 6000]),
+        other_eio: rate(&[0, 0, 400, 2000]),
         open_mfile: rate(&[0, 0, 0, 2000]),
     }
 }

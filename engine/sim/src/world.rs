@@ -3,26 +3,25 @@
 //!
 //! A life is: open the log directory and every partition, read everything there is, work, end. A violation panics with
 //! its story; whoever runs seeds catches it and names the seed. Owns the disk across lives, the workload and its
-//! oracles; builds shard and driver anew for every life.
+//! oracles; starts every life anew.
 
 use std::path::Path;
 
 use rohrpost_engine_core::log::log_dir::{LogDir, LogDirOptions};
-use rohrpost_engine_core::message::{Request, Ticket};
-use rohrpost_engine_core::ops::{Driver, Event, Now, Ops};
-use rohrpost_engine_core::shard::Shard;
+use rohrpost_engine_core::message::{PartitionId, Request, ShardId, Ticket};
+use rohrpost_engine_core::ops::Now;
 use rohrpost_engine_core::types::{Nanos, Timestamp};
 
-use crate::clients::Clients;
-use crate::coverage::Happening;
+use crate::coverage::{Happening, Harm, State, States};
 use crate::disk::SimDisk;
-use crate::driver::{Ended, SimDriver};
-use crate::fault::{Delays, Faults, Lie};
-use crate::memory::SimArena;
+use crate::driver::Ended;
+use crate::edits::{Decision, Drawn};
+use crate::fault::{Delays, Faults};
+use crate::life::Life;
+use crate::limit::Limit;
 use crate::outcome::Outcome;
-use crate::platform::SimPlatform;
 use crate::prng::Prng;
-use crate::service::SimService;
+use crate::run::Plan;
 use crate::settings::Settings;
 use crate::storage::{End, Storage};
 use crate::trace::Trace;
@@ -31,14 +30,8 @@ use crate::workload::{ROOT, Workload};
 /// Room on a disk that never runs short.
 const CAPACITY: u64 = 1 << 40;
 
-/// Turns within which everything outstanding must be answered once the disk is healthy.
-const TURNS_MAX: u64 = 20_000;
-
-/// Turns after which an ailing disk is healed, so that partitions can be opened at all.
-const TRIES: u64 = 400;
-
-/// Virtual time within which the same must happen, nanoseconds.
-const PATIENCE_NS: u64 = 300_000_000_000;
+/// Ten years, milliseconds.
+const TEN_YEARS_MS: i64 = 10 * 365 * 24 * 3_600_000;
 
 /// When the world begins: 14 November 2023.
 const WALL_START: i64 = 1_700_000_000_000;
@@ -46,55 +39,50 @@ const WALL_START: i64 = 1_700_000_000_000;
 /// One run.
 pub struct World {
     settings: Settings,
+    /// What every life draws from a generator of its own.
+    lives: Prng,
     prng: Prng,
+    drawn: Drawn,
     disk: SimDisk,
     workload: Workload,
     now: Now,
     /// The end of this life, counted from the moment everything is open.
     end_when_ready: Option<(u64, End)>,
+    /// What may fail in this life.
+    faults: Faults,
     /// Whether the disk has been made healthy in this life.
     healed: bool,
     outcome: Outcome,
 }
 
-/// Shard and driver of one life.
-struct Life {
-    shard: Shard<SimPlatform, SimService>,
-    driver: SimDriver,
-    clients: Clients,
-    ops: Ops<SimPlatform>,
-    events: Vec<Event<SimPlatform>>,
-    turns: u64,
-}
-
 impl World {
-    /// The world of a seed. With `keep_trace`, the lines of the trace are kept.
-    pub fn new(seed: u64, keep_trace: bool) -> Self {
-        let mut prng = Prng::new(seed);
-        let settings = Settings::draw(&mut prng);
-        let mut trace = Trace::new(keep_trace);
-        trace.note("seed", &[seed]);
+    /// The world of a plan.
+    pub fn new(plan: &Plan) -> Self {
+        let mut prng = Prng::new(plan.seed);
+        let drawn = Settings::draw(&mut prng);
+        let settings = if plan.blow.is_some() { drawn.short_and_sound() } else { drawn };
+        let mut trace = Trace::new(plan.keep_trace);
+        trace.note("seed", &[plan.seed]);
         trace.remark(|| format!("{settings:#?}"));
-        let disk = SimDisk::new(Storage::new(prng.fork(), CAPACITY, trace));
+        let mut storage = Storage::new(prng.fork(), CAPACITY, trace);
+        storage.edits = plan.edits.clone();
+        (storage.lie, storage.blow, storage.spoil_all) = (plan.lie, plan.blow, plan.spoil);
+        let disk = SimDisk::new(storage);
         let workload = Workload::new(&settings, disk.clone(), prng.fork());
         let now = Now { mono: Nanos::new(1_000_000_000), wall: Timestamp::new(WALL_START) };
         Self {
             settings,
+            lives: prng.fork(),
             prng,
+            drawn: Drawn::default(),
             disk,
             workload,
             now,
             end_when_ready: None,
+            faults: Faults::NONE,
             healed: false,
             outcome: Outcome::default(),
         }
-    }
-
-    /// The same world on a machine that breaks its word.
-    pub fn with_lie(seed: u64, lie: Lie) -> Self {
-        let world = Self::new(seed, false);
-        world.disk.storage().lie = Some(lie);
-        world
     }
 
     /// Runs the seed to its end.
@@ -102,7 +90,8 @@ impl World {
     /// # Panics
     /// On a violation.
     pub fn run(&mut self) -> Outcome {
-        for _ in 0..self.settings.lives {
+        for number in 0..self.settings.lives {
+            self.drawn.lives = number + 1;
             self.live(true);
         }
         // Twice in order: the second one opens what the first has closed.
@@ -111,11 +100,17 @@ impl World {
         let storage = self.disk.storage();
         self.outcome.trace_hash = storage.trace.hash();
         self.outcome.coverage = storage.coverage;
+        self.outcome.cut_in_write = storage.cut_in_write;
         self.outcome.acked = self.workload.acked;
         self.outcome.served_len = self.workload.served_len;
         self.outcome.sent_len = self.workload.sent_len;
         drop(storage);
         self.outcome
+    }
+
+    /// How many decisions this run has come to.
+    pub fn drawn(&self) -> Drawn {
+        Drawn { faults: self.disk.storage().faults_drawn, ..self.drawn }
     }
 
     /// The disk, for whoever wants to read its trace.
@@ -125,6 +120,11 @@ impl World {
 
     /// One life, ended by force or in order.
     fn live(&mut self, by_force: bool) {
+        // What is left out of one life does not shift what is drawn for the next.
+        self.prng = self.lives.fork();
+        if by_force && self.leaves_out(Decision::Life(self.drawn.lives - 1)) {
+            return;
+        }
         self.outcome.lives += 1;
         self.prepare_disk(by_force);
         let ready = self.live_until_ended(by_force);
@@ -141,6 +141,7 @@ impl World {
         }
         self.outcome.disk_ops += self.disk.storage().ops();
         self.workload.handle_end(end);
+        self.outcome.struck |= self.disk.storage().struck;
         self.disk.storage().restart();
     }
 
@@ -154,7 +155,8 @@ impl World {
         let at = self.prng.magnitude(1, self.settings.end_ops_max);
         self.end_when_ready = (by_force && !early).then_some((at, end));
         let mut storage = self.disk.storage();
-        storage.faults = if faults { self.settings.faults } else { Faults::NONE };
+        self.faults = if faults { self.settings.faults } else { Faults::NONE };
+        storage.faults = self.faults;
         // Not much more than what is there already.
         let room = storage.used() + (4096 << self.prng.below(8));
         storage.set_capacity(if short { room } else { CAPACITY });
@@ -163,28 +165,34 @@ impl World {
         }
         storage.trace.note("life", &[self.outcome.lives, u64::from(faults), u64::from(short), at]);
         drop(storage);
-        self.workload.faulty = faults || short;
+        self.workload.ailing = faults || short;
         self.healed = false;
     }
 
     /// Says whether everything was opened and read before the end.
     fn live_until_ended(&mut self, by_force: bool) -> bool {
         let Some(log_dir) = self.open_log_dir() else { return false };
-        let mut life = self.start_life(&log_dir);
+        let prng = self.prng.fork();
+        let mut life = Life::start(&self.settings, &self.disk, &log_dir, prng, self.now);
         let mut ready = false;
         let ended = self.work(&mut life, by_force, &mut ready);
         if ended.is_ok() && (!by_force || self.prng.one_in(3)) {
+            if by_force && self.prng.one_in(2) {
+                self.disk.storage().faults = self.faults;
+            }
             let stopped = self.stop(&mut life, &log_dir);
-            assert!(by_force || stopped == Ok(true), "a healthy engine stops with {stopped:?}");
+            let sound = !by_force && !self.disk.storage().struck;
+            assert!(!sound || stopped == Ok(true), "a healthy engine stops with {stopped:?}");
         }
-        self.now = life.driver.now();
-        self.bury(life);
+        self.now = life.now();
+        life.bury(&self.workload);
         drop(log_dir);
         ready
     }
 
     /// `None` if the life ended on the way.
     fn open_log_dir(&mut self) -> Option<std::sync::Arc<LogDir<SimDisk>>> {
+        self.disk.storage().states = States::only(State::Starting);
         loop {
             let options = LogDirOptions::default();
             let error = match LogDir::open(self.disk.clone(), Path::new(ROOT), options) {
@@ -194,29 +202,19 @@ impl World {
             if self.disk.storage().ended().is_some() {
                 return None;
             }
-            assert!(self.workload.faulty, "the log directory cannot be opened: {error}");
+            assert!(self.workload.is_faulty(), "the log directory cannot be opened: {error}");
             self.heal();
         }
-    }
-
-    fn start_life(&mut self, log_dir: &std::sync::Arc<LogDir<SimDisk>>) -> Life {
-        let steps = log_dir.clone();
-        let run_step =
-            Box::new(move |step: rohrpost_engine_core::log::step::Step<SimPlatform>| step.run(&steps));
-        let prng = self.prng.fork();
-        let (delays, memory) = (self.settings.delays, self.settings.memory);
-        let driver = SimDriver::new(self.disk.clone(), run_step, prng, delays, memory, self.now);
-        let shard = Shard::new(self.settings.limits.clone(), SimArena::default(), SimService::default());
-        let clients = Clients::new(self.prng.fork(), self.settings.limits.request_len_max.as_usize());
-        let mut life =
-            Life { shard, driver, clients, ops: Ops::with_capacity(64), events: Vec::new(), turns: 0 };
-        life.shard.poll(life.driver.now(), &mut life.ops);
-        life
     }
 
     fn work(&mut self, life: &mut Life, by_force: bool, ready: &mut bool) -> Result<(), Ended> {
         self.make_ready(life)?;
         *ready = true;
+        if by_force {
+            // What had to be healed for partitions to open at all fails again from here on.
+            self.healed = false;
+            self.disk.storage().faults = self.faults;
+        }
         if let Some((at, end)) = self.end_when_ready.take() {
             self.disk.storage().end_in(at, end);
         }
@@ -230,7 +228,11 @@ impl World {
                 self.act(life);
                 limit = Limit::new(life);
             } else {
-                self.turn(life)?;
+                life.turn(&mut self.workload)?;
+                // What was accepted waits for room as long as there is none.
+                if limit.is_tried(life) && !self.healed {
+                    self.heal_in(life);
+                }
                 limit.check(life, &self.workload);
             }
         }
@@ -244,10 +246,11 @@ impl World {
     fn make_ready(&mut self, life: &mut Life) -> Result<(), Ended> {
         let mut limit = Limit::new(life);
         while !self.workload.is_ready() {
-            if let Some((ticket, request)) = self.workload.prepare(life.driver.now()) {
-                self.send(life, ticket, request);
+            if let Some((ticket, request)) = self.workload.prepare(life.now()) {
+                let mut prng = self.prng.fork();
+                self.send(life, &mut prng, ticket, request);
             }
-            self.turn(life)?;
+            life.turn(&mut self.workload)?;
             if limit.is_tried(life) && !self.healed {
                 self.heal_in(life);
             }
@@ -258,32 +261,55 @@ impl World {
 
     /// One thing a client does, or that happens to the machine.
     fn act(&mut self, life: &mut Life) {
-        if self.prng.below(100) < self.settings.mix.disturb {
-            match self.prng.below(5) {
-                4 => life.clients.hang_up(&mut life.driver),
+        // What is drawn for one action does not shift what is drawn for the next.
+        let mut prng = self.prng.fork();
+        self.workload.reseed(prng.next_u64());
+        self.drawn.actions += 1;
+        if self.leaves_out(Decision::Action(self.drawn.actions - 1)) {
+            return;
+        }
+        if prng.below(100) < self.settings.mix.disturb {
+            match prng.below(5) {
+                4 => {
+                    self.disk.storage().suffer(Harm::PeerGone);
+                    life.hang_up();
+                }
                 0 => self.disk.storage().drop_caches(),
-                1 => life.driver.advance(self.prng.magnitude(1_000_000, 20_000_000_000)),
-                2 => life.driver.shift_wall(self.prng.range(0, 20_000) as i64 - 10_000),
+                1 => life.advance(prng.magnitude(1_000_000, 20_000_000_000)),
+                2 => self.jump(life, &mut prng),
                 _ => self.heal_in(life),
             }
-        } else if let Some((ticket, request)) = self.workload.next_request(&self.settings, life.driver.now())
-        {
-            self.send(life, ticket, request);
+        } else if let Some((ticket, request)) = self.workload.next_request(&self.settings, life.now()) {
+            self.send(life, &mut prng, ticket, request);
         }
     }
 
-    fn send(&mut self, life: &mut Life, ticket: Ticket, request: Request) {
+    fn leaves_out(&self, decision: Decision) -> bool {
+        self.disk.storage().edits.leaves_out(decision)
+    }
+
+    /// The wall clock is set: by seconds, or by ten years.
+    fn jump(&mut self, life: &mut Life, prng: &mut Prng) {
+        let years = prng.chance(self.settings.years);
+        let far = if years { TEN_YEARS_MS } else { prng.range(1, 10_000) as i64 };
+        let forward = prng.one_in(2);
+        self.disk.storage().suffer(if forward { Harm::ClockForward } else { Harm::ClockBack });
+        life.shift_wall(if forward { far } else { -far });
+    }
+
+    fn send(&mut self, life: &mut Life, prng: &mut Prng, ticket: Ticket, request: Request) {
         let backs_off = std::mem::take(&mut self.workload.backs_off);
-        let over_connection = !backs_off && self.prng.below(100) < self.settings.connection_share;
+        let over_connection = !backs_off && prng.below(100) < self.settings.connection_share;
         let (ticket, request) = if over_connection {
-            let sent = life.clients.send(&mut life.driver, life.shard.service(), ticket, request);
-            let Some(unsent) = sent else { return };
+            let Some(unsent) = life.send(ticket, request) else { return };
             unsent
         } else {
             (ticket, request)
         };
-        let delay = if backs_off { 50_000_000 } else { self.prng.magnitude(1, 1_000_000) };
-        life.driver.request_in(delay, ticket, request);
+        let delay = if backs_off { 50_000_000 } else { prng.magnitude(1, 1_000_000) };
+        let partition = self.workload.partition_of(ticket);
+        let owner = ShardId::owner(PartitionId(partition as u32), self.settings.shards);
+        life.request_in(delay, owner.0.into(), ticket, request);
     }
 
     /// The disk is healthy from now on: everything outstanding must be answered.
@@ -294,7 +320,7 @@ impl World {
             if by_force && self.prng.one_in(64) {
                 return Ok(());
             }
-            self.turn(life)?;
+            life.turn(&mut self.workload)?;
             limit.check(life, &self.workload);
         }
         Ok(())
@@ -302,17 +328,20 @@ impl World {
 
     /// The orderly end. Says whether the directory was left as cleanly closed.
     fn stop(&mut self, life: &mut Life, log_dir: &LogDir<SimDisk>) -> Result<bool, Ended> {
-        let (ticket, request) = self.workload.shutdown();
-        self.send(life, ticket, request);
+        for shard in 0..life.shards() {
+            let (ticket, request) = self.workload.shutdown();
+            let delay = self.prng.magnitude(1, 1_000_000);
+            life.request_in(delay, shard, ticket, request);
+        }
         let mut limit = Limit::new(life);
-        while !life.shard.is_stopped() || self.workload.stopped.is_none() {
-            self.turn(life)?;
+        while !life.is_stopped() || self.workload.stopped.len() < life.shards() {
+            life.turn(&mut self.workload)?;
             limit.check(life, &self.workload);
         }
-        let stopped = self.workload.stopped.take() == Some(Ok(()));
+        let stopped = self.workload.stopped.iter().all(Result::is_ok);
         let marker = log_dir.close_clean();
         let dark = self.disk.storage().ended().is_some();
-        assert!(marker.is_ok() || dark || self.workload.faulty, "{marker:?}");
+        assert!(marker.is_ok() || dark || self.workload.is_faulty(), "{marker:?}");
         let clean = stopped && marker == Ok(true);
         if clean {
             self.workload.handle_stopped();
@@ -320,25 +349,6 @@ impl World {
         }
         self.disk.storage().end_now(End::PowerCut);
         Ok(clean)
-    }
-
-    fn turn(&mut self, life: &mut Life) -> Result<(), Ended> {
-        life.turns += 1;
-        let now = life.driver.now();
-        let deadline = life.shard.next_deadline(now);
-        life.driver.turn(&mut life.ops, &mut life.events, deadline)?;
-        let now = life.driver.now();
-        for event in life.events.drain(..) {
-            life.shard.handle_event(now, event, &mut life.ops);
-        }
-        life.shard.poll(now, &mut life.ops);
-        for (ticket, reply) in life.ops.replies.drain(..) {
-            self.workload.handle_reply(ticket, reply, now);
-        }
-        // A connection that stalls while memory is short is closed.
-        self.workload.stalled = life.shard.stats().connections_stalled > 0;
-        life.clients.receive(&mut life.driver, life.shard.service(), &mut self.workload, now);
-        Ok(())
     }
 
     /// Nothing fails any more, and there is room.
@@ -352,43 +362,6 @@ impl World {
 
     fn heal_in(&mut self, life: &mut Life) {
         self.heal();
-        life.driver.delays = Delays::QUICK;
-    }
-
-    /// Everything of a life is dropped; its memory must have come home.
-    fn bury(&mut self, life: Life) {
-        let Life { shard, mut driver, ops, events, .. } = life;
-        driver.abandon();
-        drop((shard, ops, events));
-        let taken = driver.memory_taken();
-        assert!(taken == 0, "{taken} chunks or bounce blocks have not come home");
-    }
-}
-
-/// How long something may take on a healthy disk.
-struct Limit {
-    turns: u64,
-    until: u64,
-}
-
-impl Limit {
-    fn new(life: &Life) -> Self {
-        Self { turns: life.turns + TURNS_MAX, until: life.driver.now().mono.get() + PATIENCE_NS }
-    }
-
-    /// Whether there has been enough of trying on a disk that is not healthy.
-    fn is_tried(&self, life: &Life) -> bool {
-        life.turns + TURNS_MAX - TRIES > self.turns
-            || life.driver.now().mono.get() + PATIENCE_NS / 2 > self.until
-    }
-
-    fn check(&mut self, life: &Life, workload: &Workload) {
-        let now = life.driver.now().mono.get();
-        assert!(
-            life.turns < self.turns && now < self.until,
-            "no progress: {:?}, {:?}",
-            workload.standing,
-            workload.outstanding
-        );
+        life.set_delays(Delays::QUICK);
     }
 }

@@ -18,6 +18,7 @@ mod parked;
 mod partitions;
 mod reads;
 mod remote;
+mod retention_clock;
 mod scheduler;
 mod scrub;
 mod sends;
@@ -42,6 +43,7 @@ use crate::shard::conn::Conn;
 use crate::shard::letters::{Opened, Peers};
 use crate::shard::parked::ParkTimer;
 use crate::shard::reads::Reads;
+use crate::shard::retention_clock::RetentionClock;
 use crate::shard::scheduler::Scheduler;
 use crate::shard::scrub::Scrub;
 use crate::shard::table::PartitionTable;
@@ -134,6 +136,7 @@ pub(crate) struct Core<P: Platform, C> {
     patience: bool,
     memory_short: bool,
     next_retention: Nanos,
+    retention_clock: RetentionClock,
     outcomes: Vec<AckOutcome>,
     /// Answers to opening that wait for the other shards and for the arena's start length.
     opened: Vec<Opened>,
@@ -185,6 +188,7 @@ impl<P: Platform, S: Service> Shard<P, S> {
             patience: false,
             memory_short: false,
             next_retention: Nanos::ZERO,
+            retention_clock: RetentionClock::default(),
             outcomes: Vec::with_capacity(1024),
             opened: Vec::new(),
             peers: Peers::alone(),

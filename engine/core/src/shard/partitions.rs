@@ -341,6 +341,7 @@ impl<P: Platform, C> Core<P, C> {
             return;
         }
         self.next_retention = now.mono.plus_millis(RETENTION_INTERVAL_MS);
+        let now = Now { wall: self.retention_clock.judge(now), ..now };
         for index in 0..self.all.len() {
             let id = self.all[index];
             let Some(mut partition) = self.partitions.take(id) else { continue };

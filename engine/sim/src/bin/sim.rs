@@ -1,6 +1,7 @@
 //! `cargo sim -- SEED` reproduces a seed with its trace; `cargo sim -- --seeds A..B` runs many and stops at the first
 //! that fails. See [`USAGE`] for the rest.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::ops::Range;
 use std::path::Path;
@@ -8,16 +9,24 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use rohrpost_engine_sim::campaign::{Campaign, Campaigned};
+use rohrpost_engine_sim::errors::every_operation_fails;
 use rohrpost_engine_sim::fault::Lie;
-use rohrpost_engine_sim::run::{keep_panics_quiet, run_seed, run_seed_with_lie};
+use rohrpost_engine_sim::outcome::Outcome;
+use rohrpost_engine_sim::run::{Plan, keep_panics_quiet, run_plan, run_seed_with_lie};
+use rohrpost_engine_sim::shrink::shrink;
 
-const USAGE: &str =
-    "usage: cargo sim -- SEED [--lines N]      run one seed, print the last N lines of its trace
+const USAGE: &str = "usage: cargo sim -- PLAN [--lines N]           run one seed, print the last N lines of its trace
+       cargo sim -- --shrink PLAN              leave out of a failing seed what can be left out
        cargo sim -- --seeds A..B [--keep-going]   run a range of seeds
+       cargo sim -- --coverage A..B            the same, and fail if a cell of the table is empty that need not be
        cargo sim -- --crash-points N --from SEED --out FILE
-                                                  run seeds until there are N crash points, and write range,
-                                                  counts and time to a file
-       cargo sim -- --lies                        let the machine lie until a seed notices";
+                                               run seeds until there are N crash points, and write range, counts
+                                               and time to a file
+       cargo sim -- --errors A..B              fail every operation of these seeds' short runs, with every error
+       cargo sim -- --spoiled A..B             how often a power cut loses what was acknowledged if it makes garbage
+                                               of a sector that is being written
+       cargo sim -- --lies                     let the machine lie until a seed notices
+PLAN:  SEED [--without DECISIONS] [--lie NAME] [--blow OPERATION ERROR] [--spoil]";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -26,17 +35,17 @@ fn main() -> ExitCode {
     match words[..] {
         ["--seeds", range] => with(parse_range(range), |seeds| many(seeds, false)),
         ["--seeds", range, "--keep-going"] => with(parse_range(range), |seeds| many(seeds, true)),
+        ["--coverage", range] => with(parse_range(range), cover),
         ["--crash-points", count, "--from", seed, "--out", file] => {
             with(count.parse().ok().zip(seed.parse().ok()), |(count, seed)| {
                 until(count, seed, Path::new(file))
             })
         }
+        ["--errors", range] => with(parse_range(range), errors),
+        ["--spoiled", range] => with(parse_range(range), spoiled),
         ["--lies"] => lies(),
-        [seed] => with(seed.parse().ok(), |seed| one(seed, 200)),
-        [seed, "--lines", lines] => {
-            with(seed.parse().ok().zip(lines.parse().ok()), |(seed, lines)| one(seed, lines))
-        }
-        _ => usage(),
+        ["--shrink", ref plan @ ..] => with(parse_plan(plan), |(plan, _)| small(&plan)),
+        ref plan => with(parse_plan(plan), |(plan, lines)| one(plan, lines)),
     }
 }
 
@@ -54,11 +63,43 @@ fn parse_range(range: &str) -> Option<Range<u64>> {
     Some(from.parse().ok()?..to.parse().ok()?)
 }
 
-/// One seed, with its trace if it fails.
-fn one(seed: u64, lines: usize) -> ExitCode {
-    match run_seed(seed, true) {
+/// A plan, and how many lines of its trace to print.
+fn parse_plan(words: &[&str]) -> Option<(Plan, usize)> {
+    let (seed, mut rest) = words.split_first()?;
+    let (mut plan, mut lines) = (Plan::of(seed.parse().ok()?), 200);
+    while !rest.is_empty() {
+        rest = match rest {
+            ["--without", edits, rest @ ..] => {
+                plan.edits = edits.parse().ok()?;
+                rest
+            }
+            ["--lie", name, rest @ ..] => {
+                plan.lie = Some(*Lie::ALL.iter().find(|lie| format!("{lie:?}") == *name)?);
+                rest
+            }
+            ["--blow", op, blow, rest @ ..] => {
+                plan.blow = Some((op.parse().ok()?, blow.parse().ok()?));
+                rest
+            }
+            ["--spoil", rest @ ..] => {
+                plan.spoil = true;
+                rest
+            }
+            ["--lines", count, rest @ ..] => {
+                lines = count.parse().ok()?;
+                rest
+            }
+            _ => return None,
+        };
+    }
+    Some((plan, lines))
+}
+
+/// One run, with its trace if it fails.
+fn one(plan: Plan, lines: usize) -> ExitCode {
+    match run_plan(&Plan { keep_trace: true, ..plan }) {
         Ok(outcome) => {
-            println!("seed {seed} holds: {outcome:?}");
+            println!("it holds: {outcome:?}");
             ExitCode::SUCCESS
         }
         Err(failure) => {
@@ -68,6 +109,64 @@ fn one(seed: u64, lines: usize) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// A failing run, made small.
+fn small(plan: &Plan) -> ExitCode {
+    match shrink(plan) {
+        Some(shrunk) => {
+            println!("{} of {} decisions are needed\n{}", shrunk.left, shrunk.before, shrunk.failure);
+            ExitCode::SUCCESS
+        }
+        None => {
+            eprintln!("it holds: there is nothing to shrink");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The table of faults by what the engine was doing.
+fn cover(seeds: Range<u64>) -> ExitCode {
+    let done = Campaign::all(seeds).run(|_| {});
+    let missing = done.sum.coverage.missing();
+    println!("{}{}\nnever happened: {missing:?}", done.sum.coverage, summary(&done));
+    if missing.is_empty() { code(&done) } else { ExitCode::FAILURE }
+}
+
+/// The exhaustive error loop over the short runs of some seeds.
+fn errors(seeds: Range<u64>) -> ExitCode {
+    for seed in seeds {
+        match every_operation_fails(seed) {
+            Ok(looped) => {
+                println!("seed {seed}: {} operations, {} runs in which one failed", looped.ops, looped.runs);
+            }
+            Err(failure) => {
+                println!("{failure}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// What a medium costs that does not write its sectors atomically.
+fn spoiled(seeds: Range<u64>) -> ExitCode {
+    let (mut sum, mut lost) = (Outcome::default(), BTreeMap::<String, u64>::new());
+    for seed in seeds.clone() {
+        match run_plan(&Plan { spoil: true, ..Plan::of(seed) }) {
+            Ok(outcome) => sum.add(&outcome),
+            Err(failure) => {
+                *lost.entry(failure.kind()).or_default() += 1;
+            }
+        }
+    }
+    let failed: u64 = lost.values().sum();
+    println!(
+        "seeds {seeds:?}: {failed} runs ended with a loss or a refusal; in the others {} power cuts met a write in flight",
+        sum.cut_in_write
+    );
+    lost.iter().for_each(|(story, count)| println!("{count:>8} {story}"));
+    ExitCode::SUCCESS
 }
 
 /// Every lie of the machine, until a seed notices it.

@@ -6,9 +6,7 @@ use rohrpost_engine_core::disk::{Caching, DirEntry, Errno, Lock, OpenMode};
 use rohrpost_engine_core::platform::DIRECT_IO_ALIGN;
 use rohrpost_engine_core::types::Timestamp;
 
-use super::{
-    Description, Fate, Happening, InFlight, Inode, Lie, OpKind, Pending, Planes, SECTOR_LEN, Storage,
-};
+use super::{Description, Fate, Harm, InFlight, Inode, Lie, OpKind, Pending, Planes, SECTOR_LEN, Storage};
 use super::{is_io_lock, overlay, sectors};
 
 impl Storage {
@@ -96,12 +94,12 @@ impl Storage {
         buf: &mut [u8],
     ) -> Result<usize, Errno> {
         assert_aligned("direct read", position, buf.len());
-        self.run(OpKind::Read, |disk| {
+        self.run(OpKind::ReadAsync, |disk| {
             let astray = disk.lie == Some(Lie::MisdirectedRead) && disk.prng.one_in(16);
             let position = if astray { position + DIRECT_IO_ALIGN } else { position };
             let count = disk.read_now(of, position, buf);
-            if count > SECTOR_LEN && disk.prng.chance(disk.faults.read_short) {
-                disk.coverage.note(Happening::ReadShort);
+            if count > SECTOR_LEN && disk.falls_short(disk.faults.read_short) {
+                disk.suffer(Harm::ReadShort);
                 return Ok(SECTOR_LEN * disk.prng.range(1, (count / SECTOR_LEN) as u64) as usize);
             }
             Ok(count)
@@ -122,6 +120,22 @@ impl Storage {
             }
         }
         count
+    }
+
+    /// Bytes on their way from the page cache to a socket, or past it into a pipe; possibly fewer than there are.
+    pub(crate) fn read_for_socket(
+        &mut self,
+        inode: Inode,
+        position: u64,
+        len: usize,
+        fits: usize,
+    ) -> Result<Vec<u8>, Errno> {
+        self.run(OpKind::ReadAsync, |disk| {
+            if fits < len {
+                disk.suffer(Harm::ReadShort);
+            }
+            disk.peek_inode(inode, position, fits).ok_or(Errno::IO)
+        })
     }
 
     /// A blocking write of everything.
@@ -167,7 +181,7 @@ impl Storage {
 
     /// Second half: how it ended.
     pub(crate) fn end_write(&mut self, pending: Pending) -> Result<usize, Errno> {
-        let fate = self.fate(OpKind::Write);
+        let fate = self.fate(OpKind::WriteAsync);
         let Some(write) = self.in_flight.get(&pending) else { return Err(Errno::IO) };
         let write = match fate {
             Fate::Dark => return Err(Errno::IO),
@@ -192,8 +206,8 @@ impl Storage {
                 return Err(errno);
             }
         }
-        if len > SECTOR_LEN && self.prng.chance(self.faults.write_short) {
-            self.coverage.note(Happening::WriteShort);
+        if len > SECTOR_LEN && self.falls_short(self.faults.write_short) {
+            self.suffer(Harm::WriteShort);
             len = SECTOR_LEN * self.prng.range(1, ((len - 1) / SECTOR_LEN) as u64) as usize;
         }
         self.apply(&write, len);
@@ -213,7 +227,7 @@ impl Storage {
     /// Second half: whether it is durable.
     pub(crate) fn end_sync(&mut self, pending: Pending) -> Result<(), Errno> {
         let (inode, seq) = self.syncs.remove(&pending).ok_or(Errno::IO)?;
-        self.sync_up_to(inode, seq)
+        self.sync_up_to(inode, seq, OpKind::SyncAsync)
     }
 
     /// A blocking sync.
@@ -221,11 +235,11 @@ impl Storage {
         if self.dark.is_none() {
             self.file(of);
         }
-        self.sync_up_to(of.inode, self.seq)
+        self.sync_up_to(of.inode, self.seq, OpKind::Sync)
     }
 
-    fn sync_up_to(&mut self, inode: Inode, seq: u64) -> Result<(), Errno> {
-        match self.fate(OpKind::Sync) {
+    fn sync_up_to(&mut self, inode: Inode, seq: u64, kind: OpKind) -> Result<(), Errno> {
+        match self.fate(kind) {
             Fate::Dark => return Err(Errno::IO),
             Fate::Last => {
                 self.end_as_planned();
@@ -291,7 +305,7 @@ impl Storage {
     /// The page cache drops every clean page.
     pub fn drop_caches(&mut self) {
         self.trace.note("drop-caches", &[]);
-        self.coverage.note(Happening::CachesDropped);
+        self.suffer(Harm::CachesDropped);
         for file in self.files.values_mut() {
             file.drop_cache();
         }

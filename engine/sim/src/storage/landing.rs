@@ -1,7 +1,7 @@
 //! Writes that reach the device when nobody waits for them any more: those of a killed process, those that failed, and
 //! those in flight when the power went.
 
-use super::{Happening, InFlight, Inode, SECTOR_LEN, Storage};
+use super::{Harm, InFlight, Inode, SECTOR_LEN, Storage};
 
 /// Operations of a new life after which no write of the previous one can still land.
 pub(super) const ORPHAN_OPS_MAX: u64 = 64;
@@ -16,7 +16,7 @@ impl Storage {
         for _ in 0..count {
             let at = self.prng.index(self.orphans.len());
             let write = self.orphans.swap_remove(at);
-            self.coverage.note(Happening::WriteLandedLate);
+            self.suffer(Harm::LandedLate);
             self.land_partly(&write);
         }
     }
@@ -42,6 +42,16 @@ impl Storage {
                 let position = write.position + (at * SECTOR_LEN) as u64;
                 file.write(position, sector, !write.direct, &mut self.seq);
             }
+        }
+    }
+
+    /// The sector that was being written when the power went holds garbage.
+    pub(super) fn spoil(&mut self, write: &InFlight) {
+        let at = self.prng.index(write.bytes.len().div_ceil(SECTOR_LEN)) as u64;
+        let sector = write.position / SECTOR_LEN as u64 + at;
+        let garbage = std::array::from_fn(|_| self.prng.next_u64() as u8);
+        if let Some(file) = self.files.get_mut(&write.inode) {
+            file.spoil(sector, garbage);
         }
     }
 

@@ -7,6 +7,7 @@
 
 mod api;
 mod entries;
+mod fate;
 mod landing;
 mod names;
 mod planes;
@@ -27,10 +28,13 @@ pub use planes::SECTOR_LEN;
 pub use possible::Observed;
 pub use survival::Survival;
 
-use crate::coverage::{Coverage, Happening};
+use crate::coverage::{Coverage, Harm, States};
+use crate::edits::Edits;
+use crate::errors::Blow;
 use crate::fault::{Faults, Lie, OpKind};
 use crate::prng::Prng;
 use crate::trace::Trace;
+use fate::Fate;
 use names::{Names, ROOT};
 use planes::{Planes, overlay, sectors};
 
@@ -55,16 +59,6 @@ struct InFlight {
     bytes: Vec<u8>,
     durable: bool,
     direct: bool,
-}
-
-/// What becomes of the operation that is about to run.
-enum Fate {
-    Runs,
-    Fails(Errno),
-    /// It is the last thing that happens before the power goes.
-    Last,
-    /// The power is gone.
-    Dark,
 }
 
 /// How a life ends.
@@ -98,10 +92,26 @@ pub struct Storage {
     capacity: u64,
     /// What the machine lies about, if it does.
     pub lie: Option<Lie>,
+    /// What is left out of what the seed draws.
+    pub edits: Edits,
+    /// Faults drawn so far, those left out included.
+    pub faults_drawn: u64,
+    /// The operation of all lives that fails, and how.
+    pub blow: Option<(u64, Blow)>,
+    /// Whether that has happened in this life.
+    pub struck: bool,
+    /// Whether a power cut makes garbage of a sector of every write in flight.
+    pub spoil_all: bool,
+    /// Power cuts while a write was in flight.
+    pub cut_in_write: u64,
+    /// Operations of all lives so far.
+    ops_total: u64,
     /// What fails, and how often.
     pub faults: Faults,
     /// What has happened so far.
     pub coverage: Coverage,
+    /// What the engine is doing.
+    pub states: States,
     /// The wall clock, for times of change.
     pub wall: Timestamp,
     /// The record of the run.
@@ -131,7 +141,15 @@ impl Storage {
             at_stake: false,
             capacity,
             lie: None,
+            edits: Edits::default(),
+            faults_drawn: 0,
+            blow: None,
+            struck: false,
+            spoil_all: false,
+            cut_in_write: 0,
+            ops_total: 0,
             coverage: Coverage::default(),
+            states: States::default(),
             faults: Faults::NONE,
             wall: Timestamp::ZERO,
             trace,
@@ -202,6 +220,7 @@ impl Storage {
         self.end_at = None;
         self.life += 1;
         self.ops = 0;
+        self.struck = false;
         self.open.clear();
         self.locks.clear();
         self.syncs.clear();
@@ -218,6 +237,10 @@ impl Storage {
                 }
                 let mut survival = Survival::new(self.prng.fork(), oldest, self.seq);
                 self.cut(&mut survival);
+                self.cut_in_write += u64::from(!in_flight.is_empty());
+                if self.spoil_all {
+                    in_flight.values().for_each(|write| self.spoil(write));
+                }
             }
         }
     }
@@ -281,57 +304,9 @@ impl Storage {
     fn go_dark(&mut self, end: End) {
         self.at_stake = self.is_dirty();
         self.dark = Some(end);
-        self.coverage.note(if end == End::PowerCut { Happening::PowerCut } else { Happening::Kill });
+        self.suffer(if end == End::PowerCut { Harm::PowerCut } else { Harm::Killed });
         self.trace
             .note(if end == End::PowerCut { "power-cut" } else { "kill" }, &[self.ops, self.at_stake.into()]);
-    }
-
-    /// Counts an operation and decides what becomes of it.
-    fn fate(&mut self, kind: OpKind) -> Fate {
-        if self.dark.is_some() {
-            return Fate::Dark;
-        }
-        self.ops += 1;
-        self.land_orphans();
-        match self.end_at {
-            Some((op, _)) if op <= self.ops => Fate::Last,
-            _ => match self.faults.draw(kind, &mut self.prng) {
-                Some(errno) => {
-                    self.trace.note("fault", &[kind as u64, errno.0 as u64]);
-                    let descriptor = errno == Errno::MFILE;
-                    let failure = Happening::failure_of(kind);
-                    self.coverage.note(if descriptor { Happening::NoDescriptor } else { failure });
-                    Fate::Fails(errno)
-                }
-                None => Fate::Runs,
-            },
-        }
-    }
-
-    /// Runs an operation that either happens as a whole or not at all, unless the power is gone.
-    fn run<T>(
-        &mut self,
-        kind: OpKind,
-        operation: impl FnOnce(&mut Self) -> Result<T, Errno>,
-    ) -> Result<T, Errno> {
-        match self.fate(kind) {
-            Fate::Runs => operation(self),
-            Fate::Fails(errno) => Err(errno),
-            Fate::Dark => Err(Errno::IO),
-            Fate::Last => {
-                // A sync that is cut off has promised nothing; anything else is merely at stake.
-                if kind != OpKind::Sync {
-                    let _ = operation(self);
-                }
-                self.end_as_planned();
-                Err(Errno::IO)
-            }
-        }
-    }
-
-    fn end_as_planned(&mut self) {
-        let (_, end) = self.end_at.expect("only a planned end makes an operation the last");
-        self.go_dark(end);
     }
 
     fn file(&mut self, of: Description) -> &mut Planes {
@@ -347,7 +322,7 @@ impl Storage {
             return Ok(());
         }
         if self.used() + (end - allocated) > self.capacity {
-            self.coverage.note(Happening::NoSpace);
+            self.suffer(Harm::NoSpace);
             return Err(Errno::NOSPC);
         }
         self.files.get_mut(&inode).expect("reserving names a file").allocated = end;

@@ -200,6 +200,13 @@ impl Planes {
         self.data = self.durable.clone();
     }
 
+    /// The medium holds garbage in a sector, as far as the file reaches.
+    pub(super) fn spoil(&mut self, sector: u64, garbage: [u8; SECTOR_LEN]) {
+        let garbage = Box::new(garbage);
+        put_sector(&mut self.durable, sector, &garbage);
+        put_sector(&mut self.data, sector, &garbage);
+    }
+
     /// Whether every version of the sector equals the present one inside `[position, end)`.
     fn agrees(&self, versions: &[Version], sector: u64, position: u64, end: u64) -> bool {
         let start = sector * SECTOR_LEN as u64;
