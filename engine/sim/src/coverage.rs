@@ -209,16 +209,18 @@ impl Coverage {
         mine.zip(theirs).for_each(|(sum, count)| *sum += count);
     }
 
-    /// What has never happened although it can: events, and cells of the table.
+    /// What has never happened: events, and harms in no state at all.
     pub fn missing(&self) -> Vec<String> {
         let events = Happening::ALL.into_iter().filter(|happening| self.count(*happening) == 0);
+        let met = |harm: Harm| self.table[harm as usize].iter().sum::<u64>();
+        let harms = Harm::ALL.into_iter().filter(|harm| met(*harm) == 0);
+        events.map(|event| format!("{event:?}")).chain(harms.map(|harm| format!("{harm:?}"))).collect()
+    }
+
+    /// Cells of the table that are empty although they need not be.
+    pub fn empty(&self) -> Vec<(Harm, State)> {
         let cells = Harm::ALL.into_iter().flat_map(|harm| State::ALL.map(|state| (harm, state)));
-        let empty =
-            cells.filter(|(harm, state)| self.met(*harm, *state) == 0 && never(*harm, *state).is_none());
-        events
-            .map(|event| format!("{event:?}"))
-            .chain(empty.map(|(harm, state)| format!("{harm:?} while {state:?}")))
-            .collect()
+        cells.filter(|(harm, state)| self.met(*harm, *state) == 0 && never(*harm, *state).is_none()).collect()
     }
 }
 
