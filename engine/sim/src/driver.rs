@@ -16,7 +16,7 @@ use rohrpost_engine_core::types::{ByteCount, Nanos, Timestamp};
 use crate::coverage::{Harm, State};
 use crate::disk::SimDisk;
 use crate::fault::{Delays, Lie};
-use crate::memory::SimLease;
+use crate::memory::{Memory, SimLease};
 use crate::net::Net;
 use crate::order::{partition_of, result_number, shuffle_but_requests, state_of};
 use crate::platform::SimPlatform;
@@ -53,17 +53,6 @@ enum Job {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this life has ended")]
 pub struct Ended;
-
-/// What the shard's memory may grow to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Memory {
-    /// Granules of one slab, each as long as the smallest chunk.
-    pub slab_granules: usize,
-    /// Bounce blocks of one slab.
-    pub slab_bounces: usize,
-    /// Slabs there are to be had.
-    pub slabs_max: usize,
-}
 
 /// The simulated driver of one shard.
 pub struct SimDriver {

@@ -17,6 +17,17 @@ use rohrpost_engine_core::types::ByteCount;
 
 use crate::slab::{GRANULE, Reference, Region, SimSlab, Slab};
 
+/// What the shard's memory may grow to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Granules of one slab, each as long as the smallest chunk.
+    pub slab_granules: usize,
+    /// Bounce blocks of one slab.
+    pub slab_bounces: usize,
+    /// Slabs there are to be had.
+    pub slabs_max: usize,
+}
+
 /// What memory holds before somebody writes it. Neither zeros nor a batch.
 const POISON: u8 = 0xdb;
 

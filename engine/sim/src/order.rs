@@ -51,7 +51,8 @@ pub(crate) const fn state_of(step: &Step<SimPlatform>) -> State {
         | Step::PrepareSegment { .. }
         | Step::Extend { .. }
         | Step::WriteCompanions(_)
-        | Step::Seal { .. } => State::Upkeep,
+        | Step::Seal { .. }
+        | Step::Scrub(_) => State::Upkeep,
     }
 }
 

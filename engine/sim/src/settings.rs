@@ -7,8 +7,8 @@ use rohrpost_engine_core::log::{Durability, LogConfig, OnDamage, WriteMode};
 use rohrpost_engine_core::platform::{CHUNK_LEN_MIN, SLAB_LEN};
 use rohrpost_engine_core::types::ByteCount;
 
-use crate::driver::Memory;
 use crate::fault::{Delays, Faults};
+use crate::memory::Memory;
 use crate::prng::Prng;
 
 /// A partition of the run.
@@ -200,6 +200,18 @@ fn draw_limits(partitions: usize, batch_len_max: u64, prng: &mut Prng) -> (Shard
 }
 
 fn draw_faults(prng: &mut Prng) -> Faults {
+    if prng.one_in(6) {
+        // So many faults that some fall into the short moments.
+        return Faults {
+            read_eio: 20_000,
+            read_short: 20_000,
+            write_eio: 16_000,
+            write_short: 16_000,
+            sync_eio: 12_000,
+            other_eio: 6_000,
+            open_mfile: 6_000,
+        };
+    }
     let mut rate = |of: &[u32]| *prng.pick(of);
     Faults {
         read_eio: rate(&[0, 0, 1000, 6000]),

@@ -50,9 +50,6 @@ use crate::shard::table::PartitionTable;
 use crate::token::Purpose;
 use crate::types::{ByteCount, Nanos};
 
-/// How often retention is looked at, milliseconds.
-const RETENTION_INTERVAL_MS: u64 = 5_000;
-
 /// How soon to look again at what waits for memory or for space on the device, milliseconds.
 const PATIENCE_MS: u64 = 20;
 
@@ -135,8 +132,7 @@ pub(crate) struct Core<P: Platform, C> {
     /// Something waits for memory or for space.
     patience: bool,
     memory_short: bool,
-    next_retention: Nanos,
-    retention_clock: RetentionClock,
+    retention: RetentionClock,
     outcomes: Vec<AckOutcome>,
     /// Answers to opening that wait for the other shards and for the arena's start length.
     opened: Vec<Opened>,
@@ -187,8 +183,7 @@ impl<P: Platform, S: Service> Shard<P, S> {
             waiting_for_file: Vec::new(),
             patience: false,
             memory_short: false,
-            next_retention: Nanos::ZERO,
-            retention_clock: RetentionClock::default(),
+            retention: RetentionClock::default(),
             outcomes: Vec::with_capacity(1024),
             opened: Vec::new(),
             peers: Peers::alone(),
@@ -323,7 +318,7 @@ impl<P: Platform, S: Service> Shard<P, S> {
             sooner(now.mono.plus_millis(PATIENCE_MS));
         }
         if !core.all.is_empty() {
-            sooner(core.next_retention);
+            sooner(core.retention.next());
         }
         if let Some(at) = core.scrub_due() {
             sooner(at);

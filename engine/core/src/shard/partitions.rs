@@ -10,9 +10,9 @@ use crate::message::{PartitionId, Reply, Request, Ticket};
 use crate::ops::{Now, Ops};
 use crate::platform::{DIRECT_IO_ALIGN, Platform};
 use crate::service::Service;
+use crate::shard::Core;
 use crate::shard::appends::Batches;
 use crate::shard::letters::Opened;
-use crate::shard::{Core, RETENTION_INTERVAL_MS};
 use crate::token::{PARTITION_ID_MAX, StepKind};
 
 /// Idle partitions looked at for memory to give up, per turn.
@@ -337,11 +337,10 @@ impl<P: Platform, C> Core<P, C> {
 
     /// Retention, every few seconds.
     pub(super) fn poll_retention(&mut self, now: Now, ops: &mut Ops<P>) {
-        if now.mono < self.next_retention {
+        if !self.retention.is_due(now) {
             return;
         }
-        self.next_retention = now.mono.plus_millis(RETENTION_INTERVAL_MS);
-        let now = Now { wall: self.retention_clock.judge(now), ..now };
+        let now = Now { wall: self.retention.judge(now), ..now };
         for index in 0..self.all.len() {
             let id = self.all[index];
             let Some(mut partition) = self.partitions.take(id) else { continue };

@@ -1,20 +1,38 @@
-//! The time by which retention judges what is old. It follows the wall clock, but runs at most twice as fast as time
+//! When retention looks at the logs, and the time by which it judges what is old. That follows the wall clock, but runs at most twice as fast as time
 //! passes: a clock that is set ten years ahead under a running engine wipes no log, and one that was slow is caught up
 //! with. What the clock says at the start is believed.
 
 use crate::ops::Now;
-use crate::types::Timestamp;
+use crate::types::{Nanos, Timestamp};
 
 /// How many times as fast as time itself a clock is followed.
 const PACE_MAX: u64 = 2;
+
+/// How often retention is looked at, milliseconds.
+const INTERVAL_MS: u64 = 5_000;
 
 /// See the module documentation.
 #[derive(Debug, Default)]
 pub(super) struct RetentionClock {
     started: Option<Now>,
+    next: Nanos,
 }
 
 impl RetentionClock {
+    /// When retention is due next.
+    pub(super) const fn next(&self) -> Nanos {
+        self.next
+    }
+
+    /// Whether retention is due; the next time it is a while later.
+    pub(super) fn is_due(&mut self, now: Now) -> bool {
+        let due = now.mono >= self.next;
+        if due {
+            self.next = now.mono.plus_millis(INTERVAL_MS);
+        }
+        due
+    }
+
     /// The wall clock, or the latest it can honestly show.
     pub(super) fn judge(&mut self, now: Now) -> Timestamp {
         let started = *self.started.get_or_insert(now);
@@ -27,7 +45,6 @@ impl RetentionClock {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::Nanos;
 
     /// A clock that goes right is followed; one that jumps ahead is followed slowly, one that jumps back at once.
     #[test]

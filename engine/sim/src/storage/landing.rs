@@ -4,7 +4,7 @@
 use super::{Harm, InFlight, Inode, SECTOR_LEN, Storage};
 
 /// Operations of a new life after which no write of the previous one can still land.
-pub(super) const ORPHAN_OPS_MAX: u64 = 64;
+pub(super) const ORPHAN_OPS_MAX: u64 = 128;
 
 impl Storage {
     /// Lets writes of the previous life land: some at any moment, all within [`ORPHAN_OPS_MAX`] operations.
