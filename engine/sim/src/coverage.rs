@@ -243,6 +243,12 @@ pub fn never(harm: Harm, state: State) -> Option<&'static str> {
         (Harm::ClockForward | Harm::ClockBack | Harm::CachesDropped, State::Starting) => {
             Some("the machine acts between turns of a shard, and none runs yet")
         }
+        (Harm::WriteFails | Harm::ResizeFails, State::Starting) => {
+            Some("starting makes, renames and removes names, and writes no bytes")
+        }
+        (Harm::LandedLate, State::Appending | State::Deleting | State::Stopping | State::Idle) => {
+            Some("a segment is locked before clients see it, and its lock waits for such writes")
+        }
         _ => None,
     }
 }

@@ -269,18 +269,26 @@ impl World {
             return;
         }
         if prng.below(100) < self.settings.mix.disturb {
-            match prng.below(5) {
-                4 => {
-                    self.disk.storage().suffer(Harm::PeerGone);
-                    life.hang_up();
-                }
-                0 => self.disk.storage().drop_caches(),
-                1 => life.advance(prng.magnitude(1_000_000, 20_000_000_000)),
-                2 => self.jump(life, &mut prng),
-                _ => self.heal_in(life),
+            if prng.one_in(5) {
+                self.heal_in(life);
+            } else {
+                self.disturb(life, &mut prng);
             }
         } else if let Some((ticket, request)) = self.workload.next_request(&self.settings, life.now()) {
             self.send(life, &mut prng, ticket, request);
+        }
+    }
+
+    /// Something that happens beside all requests.
+    fn disturb(&self, life: &mut Life, prng: &mut Prng) {
+        match prng.below(4) {
+            0 => self.disk.storage().drop_caches(),
+            1 => life.advance(prng.magnitude(1_000_000, 20_000_000_000)),
+            2 => self.jump(life, prng),
+            _ => {
+                self.disk.storage().suffer(Harm::PeerGone);
+                life.hang_up();
+            }
         }
     }
 
@@ -289,7 +297,7 @@ impl World {
     }
 
     /// The wall clock is set: by seconds, or by ten years.
-    fn jump(&mut self, life: &mut Life, prng: &mut Prng) {
+    fn jump(&self, life: &mut Life, prng: &mut Prng) {
         let years = prng.chance(self.settings.years);
         let far = if years { TEN_YEARS_MS } else { prng.range(1, 10_000) as i64 };
         let forward = prng.one_in(2);
@@ -335,6 +343,10 @@ impl World {
         }
         let mut limit = Limit::new(life);
         while !life.is_stopped() || self.workload.stopped.len() < life.shards() {
+            if self.prng.one_in(64) {
+                let mut prng = self.prng.fork();
+                self.disturb(life, &mut prng);
+            }
             life.turn(&mut self.workload)?;
             limit.check(life, &self.workload);
         }

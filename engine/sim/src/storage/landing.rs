@@ -4,12 +4,12 @@
 use super::{Harm, InFlight, Inode, SECTOR_LEN, Storage};
 
 /// Operations of a new life after which no write of the previous one can still land.
-pub(super) const ORPHAN_OPS_MAX: u64 = 128;
+pub(super) const ORPHAN_OPS_MAX: u64 = 256;
 
 impl Storage {
     /// Lets writes of the previous life land: some at any moment, all within [`ORPHAN_OPS_MAX`] operations.
     pub(super) fn land_orphans(&mut self) {
-        if self.orphans.is_empty() || !(self.ops > ORPHAN_OPS_MAX || self.prng.one_in(16)) {
+        if self.orphans.is_empty() || !(self.ops > ORPHAN_OPS_MAX || self.prng.one_in(64)) {
             return;
         }
         let count = if self.ops > ORPHAN_OPS_MAX { self.orphans.len() } else { 1 };
