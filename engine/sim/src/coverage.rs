@@ -18,11 +18,14 @@ pub enum Happening {
     FetchRefused,
     ConnectionBroken,
     AskedAnotherShard,
+    DamageRefused,
+    DamageServed,
+    DamageMissed,
 }
 
 impl Happening {
     /// All kinds.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
         Self::EndedInRecovery,
         Self::StoppedInOrder,
         Self::PartitionDeleted,
@@ -30,6 +33,9 @@ impl Happening {
         Self::FetchRefused,
         Self::ConnectionBroken,
         Self::AskedAnotherShard,
+        Self::DamageRefused,
+        Self::DamageServed,
+        Self::DamageMissed,
     ];
 }
 
@@ -61,11 +67,14 @@ pub enum Harm {
     NotifiedLate,
     PowerCut,
     Killed,
+    BitRot,
+    WriteLost,
+    WriteAstray,
 }
 
 impl Harm {
     /// All kinds.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 27] = [
         Self::LookupFails,
         Self::ReadFails,
         Self::WriteFails,
@@ -90,6 +99,9 @@ impl Harm {
         Self::NotifiedLate,
         Self::PowerCut,
         Self::Killed,
+        Self::BitRot,
+        Self::WriteLost,
+        Self::WriteAstray,
     ];
 
     /// The failure of an operation.
@@ -242,6 +254,10 @@ pub fn never(harm: Harm, state: State) -> Option<&'static str> {
         (_, State::Starting) if ring => Some("no shard runs yet"),
         (Harm::ClockForward | Harm::ClockBack | Harm::CachesDropped, State::Starting) => {
             Some("the machine acts between turns of a shard, and none runs yet")
+        }
+        (Harm::BitRot | Harm::WriteLost | Harm::WriteAstray, State::Starting) => None,
+        (Harm::BitRot | Harm::WriteLost | Harm::WriteAstray, _) => {
+            Some("media are damaged at rest; what is in memory or on its way is whole")
         }
         (Harm::WriteFails | Harm::ResizeFails, State::Starting) => {
             Some("starting makes, renames and removes names, and writes no bytes")

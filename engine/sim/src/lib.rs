@@ -10,6 +10,7 @@ pub mod batches;
 pub mod campaign;
 mod clients;
 pub mod coverage;
+mod damage;
 pub mod disk;
 pub mod driver;
 pub mod edits;

@@ -83,6 +83,8 @@ pub struct Oracle {
     disorder: bool,
     /// A deletion was asked for in this life.
     shrinks: bool,
+    /// Since it was opened, the log's start has moved while it was being read: not everything was seen.
+    skipped: bool,
     /// Where the partition stood at the last turn since it was opened.
     turned: Option<Watermarks>,
 }
@@ -109,6 +111,7 @@ impl Oracle {
             acked_end: 0,
             disorder: false,
             shrinks: false,
+            skipped: false,
             turned: None,
         }
     }
@@ -126,6 +129,16 @@ impl Oracle {
     /// Batches that were acknowledged or seen.
     pub fn batches(&self) -> usize {
         self.log.len()
+    }
+
+    /// The log may not end below this when it is opened next.
+    pub const fn durable_end(&self) -> i64 {
+        self.durable_end
+    }
+
+    /// Whether a batch with these bytes was ever sent, as far as they go.
+    pub fn knows(&self, header: &BatchHeader, bytes: &[u8]) -> bool {
+        self.find(header, bytes).is_some()
     }
 
     /// Registers what is about to be sent. Returns how to refer to it.
@@ -293,6 +306,11 @@ impl Oracle {
 
     /// Which of the batches sent these bytes are, as far as they go.
     fn identify(&self, header: &BatchHeader, bytes: &[u8]) -> usize {
+        let found = self.find(header, bytes);
+        found.unwrap_or_else(|| panic!("garbage is served at offset {}", header.base_offset()))
+    }
+
+    fn find(&self, header: &BatchHeader, bytes: &[u8]) -> Option<usize> {
         let candidates = self.by_crc.get(&header.crc()).map_or(&[][..], Vec::as_slice);
         let same = |index: &&usize| {
             let sent = &self.sent[**index].bytes;
@@ -300,8 +318,7 @@ impl Oracle {
             let len = bytes.len();
             sent.len() >= len && sent[8..12] == bytes[8..12] && sent[16..len] == bytes[16..]
         };
-        let found = candidates.iter().find(same);
-        *found.unwrap_or_else(|| panic!("garbage is served at offset {}", header.base_offset()))
+        candidates.iter().find(same).copied()
     }
 
     /// Whether records may have been deleted in this life: a transfer of them may end with its connection.
@@ -357,6 +374,7 @@ impl Oracle {
 
     /// An answer below the log's start has told where the log starts now.
     pub fn handle_start_moved(&mut self, start: i64) {
+        self.skipped = true;
         self.check_start(start);
         self.marks.log_start_offset = self.marks.log_start_offset.max(Offset::new(start));
         self.raise_high_watermark(start);
@@ -395,7 +413,7 @@ impl Oracle {
     /// A partition was opened in a new life.
     pub fn handle_opened(&mut self, marks: Watermarks, faulty: bool) {
         self.life += 1;
-        self.turned = None;
+        (self.turned, self.skipped) = (None, false);
         if faulty {
             self.lose_written();
         }
@@ -440,8 +458,12 @@ impl Oracle {
         self.durable_end = end;
     }
 
-    /// The whole log was read after opening: whatever was not in it is gone for good.
+    /// The whole log was read after opening: whatever was not in it is gone for good. What its start has moved over
+    /// may come back: a deletion that nobody was told of need not survive a crash.
     pub fn handle_scanned(&mut self) {
+        if self.skipped {
+            return;
+        }
         for sent in &mut self.sent {
             if sent.fate == Fate::Open && sent.life < self.life {
                 sent.fate = Fate::Gone;

@@ -60,6 +60,8 @@ pub struct Settings {
     pub faulty_life_one_in: u64,
     /// In one life of so many the disk is nearly full; 0 for none.
     pub short_life_one_in: u64,
+    /// Whether the medium forgets something before the very last life.
+    pub damaged: bool,
     /// Lives that end by force before the last, orderly one.
     pub lives: u64,
     /// Latest operation at which a life ends by force.
@@ -102,6 +104,7 @@ impl Settings {
             faults: draw_faults(prng),
             faulty_life_one_in: *prng.pick(&[0, 0, 1, 2, 4]),
             short_life_one_in: *prng.pick(&[0, 0, 0, 1, 3]),
+            damaged: prng.one_in(2),
             lives: prng.range(3, 8),
             end_ops_max: *prng.pick(&[40, 120, 400, 1200]),
             actions_max: *prng.pick(&[10, 40, 120, 300]),
@@ -121,6 +124,7 @@ impl Settings {
             delays: Delays::QUICK,
             faulty_life_one_in: 0,
             short_life_one_in: 0,
+            damaged: false,
             lives: 2,
             end_ops_max: 200,
             actions_max: 12,

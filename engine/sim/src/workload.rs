@@ -50,6 +50,8 @@ pub(crate) struct Workload {
     pub(crate) outstanding: BTreeMap<u64, (usize, Asked)>,
     /// Whether operations may fail in this life by chance, or room may be short.
     pub(crate) ailing: bool,
+    /// The partition whose files have been damaged, if one has.
+    pub(crate) damaged: Option<usize>,
     /// Whether the engine has closed connections that did not move.
     pub(crate) stalled: bool,
     /// The shard was busy: the next request waits a little.
@@ -76,6 +78,7 @@ impl Workload {
             oracles,
             outstanding: BTreeMap::new(),
             ailing: false,
+            damaged: None,
             stalled: false,
             backs_off: false,
             stopping: false,
@@ -187,7 +190,8 @@ impl Workload {
     pub(crate) fn handle_turn(&mut self, marks: Vec<(PartitionId, Watermarks)>, latest: Timestamp) {
         for (partition, marks) in marks {
             let partition = partition.0 as usize;
-            if matches!(self.standing[partition], Standing::Scanning(_) | Standing::Open) {
+            let seen = matches!(self.standing[partition], Standing::Scanning(_) | Standing::Open);
+            if seen && self.damaged != Some(partition) {
                 self.oracles[partition].handle_turn(marks, latest);
             }
         }
@@ -220,6 +224,9 @@ impl Workload {
         let (partition, asked) =
             self.outstanding.remove(&ticket.0).unwrap_or_else(|| panic!("{ticket:?} is answered twice"));
         self.note_reply(ticket, partition, &reply);
+        if self.damaged == Some(partition) {
+            return self.handle_damaged_reply(partition, &asked, reply);
+        }
         match (asked, reply) {
             (Asked::Open, Reply::Opened(result)) => self.handle_opened(partition, result),
             (Asked::Append { sent }, Reply::Appended(result)) => match sent {

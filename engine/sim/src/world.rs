@@ -38,14 +38,14 @@ const WALL_START: i64 = 1_700_000_000_000;
 
 /// One run.
 pub struct World {
-    settings: Settings,
+    pub(crate) settings: Settings,
     /// What every life draws from a generator of its own.
     lives: Prng,
-    prng: Prng,
+    pub(crate) prng: Prng,
     drawn: Drawn,
-    disk: SimDisk,
-    workload: Workload,
-    now: Now,
+    pub(crate) disk: SimDisk,
+    pub(crate) workload: Workload,
+    pub(crate) now: Now,
     /// The end of this life, counted from the moment everything is open.
     end_when_ready: Option<(u64, End)>,
     /// What may fail in this life.
@@ -97,6 +97,10 @@ impl World {
         // Twice in order: the second one opens what the first has closed.
         self.live(false);
         self.live(false);
+        self.prng = self.lives.fork();
+        if self.settings.damaged {
+            self.live_damaged();
+        }
         let storage = self.disk.storage();
         self.outcome.trace_hash = storage.trace.hash();
         self.outcome.coverage = storage.coverage;
@@ -146,7 +150,7 @@ impl World {
     }
 
     /// Health, space and the planned end of the life to come.
-    fn prepare_disk(&mut self, by_force: bool) {
+    pub(crate) fn prepare_disk(&mut self, by_force: bool) {
         let faults = by_force && self.prng.one_in(self.settings.faulty_life_one_in);
         let short = by_force && self.prng.one_in(self.settings.short_life_one_in);
         let kill = self.prng.chance(self.settings.kill);
@@ -191,7 +195,7 @@ impl World {
     }
 
     /// `None` if the life ended on the way.
-    fn open_log_dir(&mut self) -> Option<std::sync::Arc<LogDir<SimDisk>>> {
+    pub(crate) fn open_log_dir(&mut self) -> Option<std::sync::Arc<LogDir<SimDisk>>> {
         self.disk.storage().states = States::only(State::Starting);
         loop {
             let options = LogDirOptions::default();
@@ -243,7 +247,7 @@ impl World {
     }
 
     /// Opens and reads every partition that is not open.
-    fn make_ready(&mut self, life: &mut Life) -> Result<(), Ended> {
+    pub(crate) fn make_ready(&mut self, life: &mut Life) -> Result<(), Ended> {
         let mut limit = Limit::new(life);
         while !self.workload.is_ready() {
             if let Some((ticket, request)) = self.workload.prepare(life.now()) {

@@ -6,6 +6,7 @@
 //! direct transfer or uses a file of an earlier life has a bug, and the storage panics with its name.
 
 mod api;
+mod damage;
 mod entries;
 mod fate;
 mod landing;
@@ -23,6 +24,7 @@ use rohrpost_engine_core::disk::{Errno, Lock};
 use rohrpost_engine_core::platform::DIRECT_IO_ALIGN;
 use rohrpost_engine_core::types::Timestamp;
 
+pub use damage::Damage;
 pub use names::Inode;
 pub use planes::SECTOR_LEN;
 pub use possible::Observed;

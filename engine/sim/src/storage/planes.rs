@@ -200,6 +200,15 @@ impl Planes {
         self.data = self.durable.clone();
     }
 
+    /// The medium holds other bytes than it was given.
+    pub(super) fn overwrite(&mut self, position: u64, bytes: &[u8]) {
+        for plane in [&mut self.durable, &mut self.data] {
+            let end = (position as usize + bytes.len()).min(plane.len());
+            let start = (position as usize).min(end);
+            plane[start..end].copy_from_slice(&bytes[..end - start]);
+        }
+    }
+
     /// The medium holds garbage in a sector, as far as the file reaches.
     pub(super) fn spoil(&mut self, sector: u64, garbage: [u8; SECTOR_LEN]) {
         let garbage = Box::new(garbage);
