@@ -64,6 +64,7 @@ impl<P: Platform, C> Core<P, C> {
         let Some(fetch) = self.fetches.get_mut(id) else { return Err(FetchError::Cancelled) };
         let FetchState::Streaming(stream) = &fetch.state else { return Err(FetchError::Cancelled) };
         let (mode, uid, partition) = (stream.mode, stream.uid, fetch.request.partition);
+        let offset = fetch.request.offset;
         if mode.is_of_file() && stream.at < stream.end {
             let position = stream.at;
             return match self.lend_file(partition, uid, ops) {
@@ -79,11 +80,12 @@ impl<P: Platform, C> Core<P, C> {
                     self.peers.waiting_for_file.push(id);
                     Ok(None)
                 }
-                Lent::Gone => Err(FetchError::OffsetOutOfRange {
-                    offset: outcome.watermarks.log_start_offset,
-                    log_start_offset: outcome.watermarks.log_start_offset,
-                    log_end_offset: outcome.watermarks.log_end_offset,
-                }),
+                Lent::Gone => {
+                    // The log starts later than it did when the fetch was planned.
+                    let marks = self.partitions.get(partition).map_or(outcome.watermarks, |p| p.watermarks());
+                    let (log_start_offset, log_end_offset) = (marks.log_start_offset, marks.log_end_offset);
+                    Err(FetchError::OffsetOutOfRange { offset, log_start_offset, log_end_offset })
+                }
             };
         }
         let (pieces, whole) = self.lend_more(id)?;
