@@ -91,6 +91,6 @@ fn every_lie_of_the_machine_is_found_out() {
     for lie in Lie::ALL {
         let noticed = (0..200).find_map(|seed| run_seed_with_lie(seed, *lie).err());
         let failure = noticed.unwrap_or_else(|| panic!("nothing notices {lie:?}"));
-        println!("{lie:?}: seed {} says {}", failure.seed, failure.story);
+        println!("{lie:?}: seed {} says {}", failure.plan.seed, failure.story);
     }
 }
