@@ -93,6 +93,9 @@ struct State {
     dirty: [bool; 3],
     /// Partitions whose files end exactly where their log ends, durably.
     clean: BTreeSet<TopicPartition>,
+    /// Partitions with a segment whose companions could not be written: until they are opened again nothing may be
+    /// taken for recovered, or the next opening would believe what is there of them.
+    doubted: BTreeSet<TopicPartition>,
     /// Partitions that exist.
     live: BTreeSet<TopicPartition>,
     /// Partitions that are to be forgotten and may still be in the files.
@@ -295,9 +298,12 @@ impl<D: Disk> LogDir<D> {
     }
 
     /// Takes note that everything of a partition is durable and its files end where its log ends. Nothing is written
-    /// before the next checkpoint or [`LogDir::close_clean`].
+    /// before the next checkpoint or [`LogDir::close_clean`]. Nothing changes for a partition that is doubted.
     pub(crate) fn mark_closed(&self, tp: &TopicPartition, log_start_offset: Offset, log_end_offset: Offset) {
         let mut state = self.state();
+        if state.doubted.contains(tp) {
+            return;
+        }
         state.set(Table::RecoveryPoint, tp, log_end_offset);
         state.set(Table::HighWatermark, tp, log_end_offset);
         let log_start_offset =
@@ -319,11 +325,22 @@ impl<D: Disk> LogDir<D> {
     /// Sets the recovery point after recovery; it may go back, where another program cut the log. Written with the
     /// next checkpoint: until then the next recovery reads more than it must.
     pub(crate) fn note_recovery_point(&self, tp: &TopicPartition, offset: Offset) {
-        self.state().set(Table::RecoveryPoint, tp, offset);
+        let mut state = self.state();
+        state.doubted.remove(tp);
+        state.set(Table::RecoveryPoint, tp, offset);
     }
 
-    /// Raises the recovery point, durably.
+    /// A segment's companions are not whole on disk: the recovery point stays where it is, and no stop is clean, until
+    /// an opening has built them anew.
+    pub(crate) fn doubt(&self, tp: &TopicPartition) {
+        self.state().doubted.insert(tp.clone());
+    }
+
+    /// Raises the recovery point, durably, unless something below it is doubted.
     pub(crate) fn raise_recovery_point(&self, tp: &TopicPartition, offset: Offset) -> Result<(), DiskError> {
+        if self.state().doubted.contains(tp) {
+            return Ok(());
+        }
         self.raise(Table::RecoveryPoint, tp, offset)
     }
 
@@ -336,6 +353,7 @@ impl<D: Disk> LogDir<D> {
     pub(crate) fn forget(&self, tp: &TopicPartition) -> Result<(), DiskError> {
         let mut state = self.state();
         state.clean.remove(tp);
+        state.doubted.remove(tp);
         state.live.remove(tp);
         let tried_before = !state.forgetting.insert(tp.clone());
         for table in Table::ALL {

@@ -75,7 +75,8 @@ fn rewrite_unvouched<D: Disk>(disk: &D, path: &Path, found: &Found<D>) -> Result
 
 fn put_companion<D: Disk>(disk: &D, path: &Path, bytes: &[u8], durable: bool) -> Result<(), DiskError> {
     if read_file(disk, path)?.as_deref() == Some(bytes) {
-        return Ok(());
+        // Perhaps only in the cache, if a killed process has written it.
+        return if durable { sync_companion(disk, path) } else { Ok(()) };
     }
     if durable {
         return replace_file(disk, path, bytes);
@@ -83,6 +84,12 @@ fn put_companion<D: Disk>(disk: &D, path: &Path, bytes: &[u8], durable: bool) ->
     let file = open_or_create(disk, path)?;
     disk.set_len(&file, ByteCount::ZERO)?;
     disk.write_at(&file, Position::ZERO, bytes)
+}
+
+fn sync_companion<D: Disk>(disk: &D, path: &Path) -> Result<(), DiskError> {
+    let file = disk.open(path, OpenMode::ReadWrite, Caching::Buffered)?;
+    disk.sync(&file)?;
+    path.parent().map_or(Ok(()), |dir| disk.sync_dir(dir))
 }
 
 /// After the log was cut: drops the producer snapshots and the aborted transactions that lie behind its end.

@@ -123,9 +123,17 @@ pub(crate) fn reopen_segment<D: Disk>(
     Ok(file)
 }
 
-/// Appends to a segment's companions. Not durable.
+/// Appends to a segment's companions. Not durable. What cannot be written leaves a hole.
 pub(crate) fn write_companions<D: Disk>(log_dir: &LogDir<D>, new: &Companions) -> Result<(), DiskError> {
     let Some(name) = &new.name else { return Ok(()) };
+    append_companions(log_dir, name, new).inspect_err(|_| log_dir.doubt(name))
+}
+
+fn append_companions<D: Disk>(
+    log_dir: &LogDir<D>,
+    name: &TopicPartition,
+    new: &Companions,
+) -> Result<(), DiskError> {
     let dir = log_dir.partition_dir(name);
     for (kind, position, bytes) in parts(new) {
         if !bytes.is_empty() {
@@ -139,7 +147,8 @@ pub(crate) fn write_companions<D: Disk>(log_dir: &LogDir<D>, new: &Companions) -
 /// Cuts a segment to its end and makes it durable, then its companions, then moves the recovery point behind it.
 ///
 /// When space or descriptors are too short for the companions, they are left behind: the next opening builds them
-/// anew. The recovery point then stays where it is, as it does when it cannot be written.
+/// anew. The recovery point then stays where it is, for the segments behind this one as well; it also stays when it
+/// cannot be written.
 pub(crate) fn seal<D: Disk>(
     log_dir: &LogDir<D>,
     file: &D::File,
@@ -196,7 +205,10 @@ fn finish_segment<D: Disk>(
     }
     match finish_companions(log_dir, companions) {
         Ok(()) => Ok(true),
-        Err(error) if error.errno.is_shortage() => Ok(false),
+        Err(error) if error.errno.is_shortage() => {
+            companions.name.iter().for_each(|name| log_dir.doubt(name));
+            Ok(false)
+        }
         Err(error) => Err(error),
     }
 }

@@ -144,6 +144,27 @@ fn a_failed_sync_fails_the_seal_and_a_full_device_only_costs_companions() {
     }
 }
 
+/// Once the offset index of a sealed segment is on disk and its time index is not, believing them would lose its latest
+/// timestamp, and retention would delete it too early.
+#[test]
+fn a_seal_behind_one_that_left_its_companions_vouches_for_neither() {
+    let disk = killed_with(&batches(0, 100, 100));
+    let dir = log_dir(&disk);
+    let mut opened = try_open(&dir, &config()).unwrap();
+    disk.fail("write", ".timeindex", Errno::NOSPC);
+    seal_active(&dir, &mut opened).unwrap();
+    disk.heal();
+    let (file, _) = create(&dir, 100, 4096).unwrap();
+    let companions = Companions { name: Some(name()), base_offset: Offset::new(100), ..Companions::default() };
+    seal(&dir, &file, Position::ZERO, Offset::new(100), &companions).unwrap();
+    assert_eq!(disk.get("/data/recovery-point-offset-checkpoint"), None);
+    super::close(&dir, &name(), &config(), None, (Offset::ZERO, Offset::new(100))).unwrap();
+    assert_eq!(dir.close_clean(), Ok(false));
+    drop((opened, dir));
+    let opened = reopen(&disk.fork()).unwrap();
+    assert_eq!(opened.segments[0].max_timestamp.get(), 1099);
+}
+
 #[test]
 fn companions_are_appended_where_they_end() {
     let disk = disk();
