@@ -16,6 +16,10 @@ const SEEDS_MAX: u64 = 20_000;
 /// Seeds that found something, and what.
 const FOUND: &[(u64, &str)] = &[
     (
+        5_910,
+        "a power cut took time index entries that recovery had only seen in the cache: young records were deleted",
+    ),
+    (
         12_040,
         "what two connections waited for was evicted, for want of whole pages, before either was sent it",
     ),

@@ -155,7 +155,8 @@ fn a_seal_behind_one_that_left_its_companions_vouches_for_neither() {
     seal_active(&dir, &mut opened).unwrap();
     disk.heal();
     let (file, _) = create(&dir, 100, 4096).unwrap();
-    let companions = Companions { name: Some(name()), base_offset: Offset::new(100), ..Companions::default() };
+    let companions =
+        Companions { name: Some(name()), base_offset: Offset::new(100), ..Companions::default() };
     seal(&dir, &file, Position::ZERO, Offset::new(100), &companions).unwrap();
     assert_eq!(disk.get("/data/recovery-point-offset-checkpoint"), None);
     super::close(&dir, &name(), &config(), None, (Offset::ZERO, Offset::new(100))).unwrap();

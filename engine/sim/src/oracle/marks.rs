@@ -29,7 +29,10 @@ impl Oracle {
         for (base, placed) in self.log.range(from.get()..to.get().max(from.get())) {
             let header = BatchHeader::peek(&self.sent[placed.sent].bytes).expect("made by `Batches::make`");
             let old = header.max_timestamp().get().saturating_add_unsigned(keep);
-            assert!(old <= latest.get(), "records at {base} are deleted, young by any honest clock: {old} > {latest:?}");
+            assert!(
+                old <= latest.get(),
+                "records at {base} are deleted, young by any honest clock: {old} > {latest:?}"
+            );
         }
     }
 
