@@ -16,9 +16,9 @@ use rohrpost_engine_core::service::{Answer, Frame, Service};
 use rohrpost_engine_core::shard::Shard;
 use rohrpost_engine_core::types::{ByteCount, Nanos, Offset, Position, Timestamp};
 use rohrpost_engine_sim::disk::SimDisk;
-use rohrpost_engine_sim::driver::{Memory, SimDriver};
+use rohrpost_engine_sim::driver::SimDriver;
 use rohrpost_engine_sim::fault::Delays;
-use rohrpost_engine_sim::memory::SimArena;
+use rohrpost_engine_sim::memory::{Memory, SimArena};
 use rohrpost_engine_sim::platform::SimPlatform;
 use rohrpost_engine_sim::prng::Prng;
 use rohrpost_engine_sim::storage::Storage;
@@ -156,7 +156,7 @@ impl Room {
         }
         self.shard.poll(now, &mut self.ops);
         self.driver.turn(&mut self.ops, &mut self.events, Some(now.mono)).expect("the power stays on");
-        for (_, reply) in self.driver.take_replies() {
+        for (_, reply) in self.ops.replies.drain(..) {
             self.opened += usize::from(matches!(reply, Reply::Opened(Ok(_))));
         }
         for client in &mut self.clients {
