@@ -60,6 +60,8 @@ bugs! {
     DeleteOneSegmentTooMany: "A deletion takes the segment that holds the log start.",
     TrimBeyondHighWatermark: "Records beyond the high watermark may be deleted.",
     SealBeforeCommit: "A full segment is sealed while its last commit is not durable.",
+    RetryFailedSync: "A failed sync is tried again, and believed.",
+    RecoverFromPageCache: "Recovery reads what the page cache says.",
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -23,6 +23,7 @@ impl<D: Disk> SegmentContext<'_, D> {
         let file = self.open_locked()?;
         let around_cache = match self.config.write_mode {
             WriteMode::Direct => None,
+            WriteMode::Buffered if is_planted(Bug::RecoverFromPageCache) => None,
             WriteMode::Buffered => open_around_cache(self.disk, &self.path(SegmentFileKind::Log))?,
         };
         let side = self.read_side_file()?;

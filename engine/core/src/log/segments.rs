@@ -201,7 +201,8 @@ fn finish_segment<D: Disk>(
     let disk = log_dir.disk();
     disk.set_len(file, end.since(Position::ZERO))?;
     if !is_planted(Bug::SealWithoutSync) {
-        disk.sync(file)?;
+        disk.sync(file)
+            .or_else(|error| if is_planted(Bug::RetryFailedSync) { disk.sync(file) } else { Err(error) })?;
     }
     match finish_companions(log_dir, companions) {
         Ok(()) => Ok(true),

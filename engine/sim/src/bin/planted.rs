@@ -46,6 +46,8 @@ const CATCHERS: &[(Bug, u64, &str)] = &[
     (Bug::WrongOffsetAfterRecovery, 15, "a partition cannot be opened"),
     (Bug::DeleteOneSegmentTooMany, 2, "but the high watermark was"),
     (Bug::TrimBeyondHighWatermark, 20, "is out of range"),
+    (Bug::RetryFailedSync, 380, "garbage is served"),
+    (Bug::RecoverFromPageCache, 380, "garbage is served"),
     (Bug::SealBeforeCommit, 0, "no progress"),
 ];
 
