@@ -208,18 +208,29 @@ fn clients_that_never_read_cost_the_others_nothing() {
     }
 }
 
-/// So many, all over a log so much larger than the arena, that what is on its way to them takes all of it: those that
-/// hold it up are closed, the others get theirs.
+/// So many, all over a log so much larger than the arena, that what is on its way to them takes all of it: it is taken
+/// back from them, the others get theirs, and whoever wakes up gets all the same.
 #[test]
-fn clients_that_hold_all_memory_and_never_read_are_closed() {
+fn clients_that_hold_all_memory_and_never_read_give_it_back() {
     for driver in DRIVERS {
         let server = Server::start(driver, 500, 500_000);
-        let deaf = deaf_clients(&server, 250, 1_000);
+        let mut deaf = deaf_clients(&server, 250, 1_000);
         read_and_append(&server, 1_000);
+        for (at, client) in deaf.iter_mut().enumerate().step_by(10) {
+            let told = client.answer();
+            assert_eq!((told.status, told.tag), (OK, 1), "{driver:?}: client {at}");
+            let first = at as u64 * 31 % 1_000 / 2;
+            let stored = split(&told.body, Offset::new(first as i64 * 2));
+            for (number, stored) in (first..).zip(&stored) {
+                assert!(stored.is(&batch(number, 2, 500_000)), "{driver:?}: client {at}, batch {number}");
+            }
+            assert!(!stored.is_empty());
+        }
         drop(deaf);
         server.client().ping();
         let stats = server.end();
-        assert!(stats.connections_stalled > 0, "{driver:?}: {stats:?}");
+        assert!(stats.sends_recalled > 0, "{driver:?}: {stats:?}");
+        assert_eq!(stats.connections_stalled, 0, "{driver:?}: {stats:?}");
     }
 }
 

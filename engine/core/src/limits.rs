@@ -64,6 +64,9 @@ pub struct ShardLimits {
     /// price of reading again what the next reader of the same range asks for, and of some throughput where several
     /// such readers share a disk.
     pub cold_by_splice: bool,
+    /// While memory is short, a send that has waited so long for its peer gives its memory back; what it has not sent is
+    /// brought again when the peer takes bytes. Milliseconds, longer than a reading peer needs to make room.
+    pub recall_ms: u64,
     /// Bytes a second of old segments that are read and checked in the background, while commits leave the device
     /// time; zero checks nothing. A round begins an hour after the last one, at the earliest.
     pub scrub_rate: ByteCount,
@@ -87,6 +90,7 @@ impl Default for ShardLimits {
             cold_read_len: ByteCount::kib(256),
             cold_ahead_len: ByteCount::mib(1),
             cold_by_splice: false,
+            recall_ms: 10,
             scrub_rate: ByteCount::mib(4),
         }
     }

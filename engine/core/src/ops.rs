@@ -190,6 +190,10 @@ pub enum NetOp<P: Platform> {
         /// At most what [`Event::Filled`] said is there.
         len: usize,
     },
+    /// Give back the memory of the [`Send`] under way, which is copied or goes by reference: it ends at once, with what
+    /// the socket has taken of it, perhaps nothing. [`Event::Writable`] follows, also where the send has ended by
+    /// itself, unless the connection is closed before.
+    Recall(ConnId),
     /// Close at once; outstanding operations end with an error first, [`Event::Closed`] comes last.
     Close(ConnId),
 }
@@ -310,6 +314,8 @@ pub enum Event<P: Platform> {
         /// Bytes taken by the socket.
         result: Result<usize, Errno>,
     },
+    /// After [`NetOp::Recall`] and the end of its send: the socket takes bytes again, or is broken.
+    Writable(ConnId),
     /// The kernel has copied what it was to send without a copy: it costs more and gains nothing here.
     CopiedAnyway(ConnId),
     /// The connection is gone and its slot may be reused.

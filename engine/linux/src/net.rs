@@ -1,11 +1,11 @@
 //! Listening sockets.
 //!
 //! What every accepted connection needs is set on the listener, since Linux lets connections inherit
-//! it: no Nagle delay, congestion control, send buffer. So accepting costs one system call.
+//! it: no Nagle delay, congestion control, send buffer. So accepting costs one system call, while there are few.
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rohrpost_engine_core::disk::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
@@ -132,6 +132,34 @@ pub(crate) fn is_remote(socket: &OwnedFd) -> bool {
     !peer.is_loopback() && peer != own
 }
 
+/// Open connections of a driver from which on a new one holds no more than [`UNSENT_LEN_MAX`] for a peer that does not
+/// read. The kernel has one limit for the memory of all TCP sockets (`net.ipv4.tcp_mem`, about a tenth of the machine's
+/// memory) and serves nobody beyond it; sockets that grow to `tcp_wmem` take it with a few hundred such peers.
+const CROWD: usize = 128;
+
+/// Unsent bytes of a socket in a crowd (`TCP_NOTSENT_LOWAT`); what is on its way through the network is not counted.
+const UNSENT_LEN_MAX: u32 = 256 << 10;
+
+/// Prepares a connection that joins so many others.
+pub(crate) fn prepare(socket: &OwnedFd, others: usize) {
+    if others < CROWD {
+        return;
+    }
+    let len = UNSENT_LEN_MAX;
+    // SAFETY: [U30] the kernel reads four bytes, which outlive the call.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_NOTSENT_LOWAT,
+            (&raw const len).cast(),
+            size_of_val(&len) as libc::socklen_t,
+        )
+    };
+    // A socket that refuses it is one that its peer has reset.
+    let _ = set;
+}
+
 /// Blocks `SIGPIPE` on this thread; `sendfile` and `splice` have no flag against it.
 pub(crate) fn block_sigpipe() -> rustix::io::Result<()> {
     let mut signals = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
@@ -170,6 +198,24 @@ mod tests {
         assert!(sockopt::tcp_nodelay(&accepted).unwrap());
         assert_eq!(sockopt::tcp_congestion(&accepted).unwrap(), "reno");
         assert_eq!(sockopt::socket_send_buffer_size(&accepted).unwrap(), 16384, "the kernel doubles it");
+    }
+
+    /// A peer that does not read: what its socket holds for it is what the kernel is willing to hold, or little.
+    #[test]
+    fn a_socket_in_a_crowd_holds_little() {
+        let held = |others: usize| {
+            let options = ListenOptions { send_buffer_len: Some(4 << 20), ..Default::default() };
+            let listener = Listener::bind(any(), &options).unwrap();
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let accepted = rustix::net::accept(&listener).unwrap();
+            sockopt::set_socket_recv_buffer_size(&client, 8192).unwrap();
+            prepare(&accepted, others);
+            let chunk = vec![0; 64 << 10];
+            let send = || rustix::net::send(&accepted, &chunk, rustix::net::SendFlags::DONTWAIT);
+            std::iter::from_fn(|| send().ok()).sum::<usize>()
+        };
+        let (alone, crowded) = (held(0), held(CROWD));
+        assert!(crowded < alone / 2, "{crowded} of {alone}");
     }
 
     #[test]

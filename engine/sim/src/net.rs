@@ -21,6 +21,9 @@ use crate::slab::Reference;
 /// Longest piece in which bytes arrive.
 const PIECE_LEN_MAX: usize = 4096;
 
+/// How long a slow peer may take, nanoseconds.
+const SLOW_NS_MAX: u64 = 100_000_000;
+
 enum Transfer {
     Memory(Box<Send<SimPlatform>>),
     File(SendFile<SimPlatform>),
@@ -32,6 +35,8 @@ enum Job {
     Deliver,
     Finish(Transfer),
     Fill(Fill<SimPlatform>),
+    /// The socket takes bytes again after a recall.
+    Room,
     /// The kernel is done with what it read in place; the leases go.
     Forget(Vec<SimLease>),
     Close,
@@ -51,6 +56,8 @@ struct Conn {
     done_told: bool,
     reset: bool,
     transferring: bool,
+    /// The transfer was recalled.
+    recalled: bool,
     filling: bool,
     pipe: Vec<u8>,
     closing: bool,
@@ -69,12 +76,15 @@ pub struct Net {
     pub pipes_refused: u32,
     /// Chance in 65,536 that a new connection's peer is remote.
     pub remote: u32,
+    /// Chance in 65,536 that a peer takes [`SLOW_NS_MAX`] to take a transfer.
+    pub slow: u32,
 }
 
 impl Net {
-    pub(crate) fn new(prng: Prng) -> Self {
+    pub(crate) fn new(mut prng: Prng) -> Self {
         let (conns, jobs) = (BTreeMap::new(), BTreeMap::new());
-        Self { prng, conns, generations: 0, seq: 0, jobs, pipes_refused: 8192, remote: 16_384 }
+        let slow = *prng.pick(&[0, 0, 2000, 30_000]);
+        Self { prng, conns, generations: 0, seq: 0, jobs, pipes_refused: 8192, remote: 16_384, slow }
     }
 
     /// A client connects to slot `slot`, which must be free.
@@ -163,6 +173,7 @@ impl Net {
                     assert!(len > 0 && len <= held, "{len} of {held} bytes are to leave a pipe");
                     self.transfer(conn, Transfer::Drain(len), now, delays, disk);
                 }
+                NetOp::Recall(conn) => self.recall(conn, now, delays, disk),
                 NetOp::Close(conn) => {
                     if let Some(state) = self.conns.get_mut(&conn) {
                         assert!(!state.closing, "{conn:?} is closed twice");
@@ -172,6 +183,24 @@ impl Net {
                 }
             }
         }
+    }
+
+    /// The send under way ends now, with what it happens to have sent; then the peer takes its time.
+    fn recall(&mut self, conn: ConnId, now: u64, delays: &Delays, disk: &SimDisk) {
+        let Some(state) = self.conns.get_mut(&conn).filter(|state| !state.closing) else { return };
+        disk.storage().trace.note("recall", &[conn.slot.into(), u64::from(state.transferring)]);
+        state.recalled = state.transferring;
+        if state.transferring {
+            let of_conn = |(_, (at, job)): &(&(u64, u64), &(ConnId, Job))| {
+                *at == conn && matches!(job, Job::Finish(Transfer::Memory(_)))
+            };
+            let key = self.jobs.iter().find(of_conn).map(|(key, _)| *key).expect("a send from memory");
+            let finish = self.jobs.remove(&key).expect("just found");
+            self.seq += 1;
+            self.jobs.insert((now, self.seq), finish);
+        }
+        let delay = delays.draw(&mut self.prng);
+        self.push(conn, now + 1, delay, Job::Room);
     }
 
     fn transfer(&mut self, conn: ConnId, transfer: Transfer, now: u64, delays: &Delays, disk: &SimDisk) {
@@ -185,7 +214,8 @@ impl Net {
             Transfer::Drain(len) => (0, *len as u64),
         };
         disk.storage().trace.note("send", &[conn.slot.into(), kind, skip]);
-        let delay = delays.draw(&mut self.prng);
+        let slow = if self.prng.chance(self.slow) { SLOW_NS_MAX } else { 0 };
+        let delay = delays.draw(&mut self.prng) + slow;
         self.push(conn, now, delay, Job::Finish(transfer));
     }
 
@@ -272,6 +302,7 @@ impl Net {
                         events.push(Event::CopiedAnyway(conn));
                     }
                 }
+                Job::Room => events.push(Event::Writable(conn)),
                 Job::Close => {
                     self.conns.remove(&conn);
                     events.push(Event::Closed(conn));
@@ -312,6 +343,7 @@ impl Net {
         events: &mut Vec<Event<SimPlatform>>,
     ) {
         let reset = self.conns.get(&conn).is_none_or(|state| state.reset);
+        let recalled = self.conns.get_mut(&conn).is_some_and(|state| std::mem::take(&mut state.recalled));
         let bytes = match &transfer {
             _ if reset => Err(Errno::CONNRESET),
             Transfer::Memory(send) => {
@@ -326,7 +358,11 @@ impl Net {
         };
         let result = bytes.map(|mut bytes| {
             let len = bytes.len() as u64;
-            let taken = if self.prng.one_in(2) { len } else { self.prng.range(len.min(1), len) };
+            let taken = match recalled {
+                true => self.prng.range(0, len),
+                false if self.prng.one_in(2) => len,
+                false => self.prng.range(len.min(1), len),
+            };
             bytes.truncate(taken as usize);
             disk.storage().trace.note("send-done", &[conn.slot.into(), len, taken]);
             if let Some(state) = self.conns.get_mut(&conn) {

@@ -18,6 +18,7 @@ pub(crate) fn shuffle_but_requests(events: &mut [Event<SimPlatform>], prng: &mut
                 | Event::ShardEnded(_)
                 | Event::StepDone { .. }
                 | Event::Received { .. }
+                | Event::Writable(_)
                 | Event::Accepted { .. }
                 | Event::Closed(_)
         )

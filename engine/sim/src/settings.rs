@@ -199,6 +199,7 @@ fn draw_limits(partitions: usize, batch_len_max: u64, prng: &mut Prng) -> (Shard
         cold_ahead_len: ByteCount::new(*prng.pick(&[0, 1, 64 << 10, 1 << 20])),
         cold_by_splice: prng.one_in(4),
         scrub_rate: ByteCount::mib(4),
+        recall_ms: *prng.pick(&[0, 0, 1, 10]),
     };
     (limits, memory)
 }

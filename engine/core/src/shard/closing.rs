@@ -15,7 +15,7 @@ impl<P: Platform, C> Core<P, C> {
     pub(super) fn close_stalled(&mut self, now: Now, ops: &mut Ops<P>) {
         let stalled = |conn: &Conn<P, C>| {
             let until = conn.sending_since.plus_millis(STALL_MS_MAX);
-            (conn.sending && !conn.closed && now.mono >= until).then_some(conn.id)
+            (conn.sending && !conn.recalled && !conn.closed && now.mono >= until).then_some(conn.id)
         };
         for _ in 0..CLOSED_PER_TURN {
             let Some(id) = self.conns.iter().flatten().find_map(|conn| stalled(conn)) else { return };

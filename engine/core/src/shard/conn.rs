@@ -57,6 +57,8 @@ pub(crate) struct Conn<P: Platform, C> {
     skip: usize,
     /// Bytes of it that have not.
     staged_len: usize,
+    /// Bytes of the answer at the head that have been staged from its fetch, sent or not.
+    head_len: usize,
     /// How the leases among the staged parts are sent; all the same way.
     how: SendHow,
     /// Whether sending without a copy may pay: the peer is remote, and the kernel has not copied all the same.
@@ -65,6 +67,8 @@ pub(crate) struct Conn<P: Platform, C> {
     pub(crate) pipe: Pipe,
     /// A transfer is outstanding: the peer has taken nothing of it.
     pub(crate) sending: bool,
+    /// Its memory has been asked back: nothing is staged before the socket takes bytes again.
+    pub(crate) recalled: bool,
     /// Since when, if one is.
     pub(crate) sending_since: Nanos,
     /// It stands in the list of connections that may send.
@@ -90,10 +94,12 @@ impl<P: Platform, C: Default> Conn<P, C> {
             outgoing: Some(SendParts::default()),
             skip: 0,
             staged_len: 0,
+            head_len: 0,
             how: SendHow::Copy,
             zero_copy: remote,
             pipe: Pipe::Holds(0),
             sending: false,
+            recalled: false,
             sending_since: Nanos::ZERO,
             queued: false,
             ending: false,
@@ -143,6 +149,7 @@ impl<P: Platform, C> Conn<P, C> {
     pub(crate) fn finish_response(&mut self) {
         if let Some(response) = self.responses.pop_front() {
             self.first_sequence += 1;
+            self.head_len = 0;
             self.recycle(response.header);
         }
     }
@@ -162,6 +169,38 @@ impl<P: Platform, C> Conn<P, C> {
         debug_assert!(len > 0);
         self.staged_len += len;
         parts.push(part);
+    }
+
+    /// Adds log bytes of the answer at the head, which could be had again.
+    pub(crate) fn stage_lease(&mut self, lease: P::Lease) {
+        self.head_len += lease.as_ref().len();
+        self.stage(SendPart::Lease(lease));
+    }
+
+    /// Whether a send is under way whose log bytes, or some of them, could be had again.
+    pub(crate) fn is_recallable(&self) -> bool {
+        let is_from_memory = self.sending && self.outgoing.is_none() && self.how != SendHow::ZeroCopy;
+        is_from_memory && self.head_len > 0 && !self.recalled && !self.closed
+    }
+
+    /// Drops what is staged and not sent of the answer at the head, which lies behind all that is staged of earlier ones;
+    /// returns its length.
+    pub(crate) fn unstage(&mut self) -> usize {
+        let Some(parts) = &mut self.outgoing else { return 0 };
+        let mut len = 0;
+        while let Some(SendPart::Lease(lease)) = parts.last() {
+            let skip = if parts.len() == 1 { self.skip } else { 0 };
+            let unsent = lease.as_ref().len() - skip;
+            if len + unsent > self.head_len {
+                break;
+            }
+            len += unsent;
+            self.skip -= skip;
+            parts.pop();
+        }
+        self.staged_len -= len;
+        self.head_len -= len;
+        len
     }
 
     /// Whether a lease that is to be sent this way can join what is staged.

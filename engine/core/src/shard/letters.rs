@@ -223,7 +223,10 @@ impl<P: Platform, C> Core<P, C> {
                     opened.unseen.retain(|shard| *shard != from);
                 }
             }
-            Letter::MemoryShort => self.close_stalled(now, ops),
+            Letter::MemoryShort => {
+                self.recall_stalled(now, ops);
+                self.close_stalled(now, ops);
+            }
         }
     }
 

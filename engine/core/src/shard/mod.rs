@@ -8,6 +8,7 @@
 
 mod ahead;
 mod appends;
+mod by_file;
 mod closing;
 mod conn;
 mod connections;
@@ -17,11 +18,13 @@ mod letters;
 mod parked;
 mod partitions;
 mod reads;
+mod recall;
 mod remote;
 mod retention_clock;
 mod scheduler;
 mod scrub;
 mod sends;
+mod stats;
 mod table;
 
 use std::collections::{BinaryHeap, VecDeque};
@@ -46,54 +49,13 @@ use crate::shard::reads::Reads;
 use crate::shard::retention_clock::RetentionClock;
 use crate::shard::scheduler::Scheduler;
 use crate::shard::scrub::Scrub;
+pub use crate::shard::stats::ShardStats;
 use crate::shard::table::PartitionTable;
 use crate::token::Purpose;
 use crate::types::{ByteCount, Nanos};
 
 /// How soon to look again at what waits for memory or for space on the device, milliseconds.
 const PATIENCE_MS: u64 = 20;
-
-/// Counters of a shard since its start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ShardStats {
-    /// Commits that have ended.
-    pub commits: u64,
-    /// Bytes of record batches made durable.
-    pub committed_len: u64,
-    /// Fetches answered.
-    pub fetches: u64,
-    /// Bytes sent from the arena.
-    pub sent_from_memory: u64,
-    /// Bytes sent by reference to the arena's pages; part of `sent_from_memory`.
-    pub sent_by_reference: u64,
-    /// Bytes sent from the page cache.
-    pub sent_from_page_cache: u64,
-    /// Bytes sent from a pipe that was filled past the page cache.
-    pub sent_through_pipes: u64,
-    /// Fetches that were to go through a pipe and went through the arena, because there was no pipe to be had or
-    /// the file system refused.
-    pub pipes_refused: u64,
-    /// Bytes read from the device for fetches.
-    pub cold_read_len: u64,
-    /// Cold reads.
-    pub cold_reads: u64,
-    /// Fetches that waited for a read another fetch had started.
-    pub shared_reads: u64,
-    /// Times an append had to wait for memory or for its last block.
-    pub appends_delayed: u64,
-    /// Connections closed because their peers took nothing while memory was short.
-    pub connections_stalled: u64,
-    /// Fetches of this shard's connections that other shards planned.
-    pub fetches_at_others: u64,
-    /// Appends of this shard's connections that other shards carried out.
-    pub appends_at_others: u64,
-    /// Bytes of old segments that were read and checked in the background.
-    pub scrubbed_len: u64,
-    /// Pieces of a few MiB among them that are not what was written; the log directory's notes say where and why.
-    pub scrub_damages: u64,
-    /// Bytes of record batches copied only because they had to go to another shard.
-    pub payload_copied_between_shards: u64,
-}
 
 /// The parts of a shard that the service's callbacks must not see.
 pub(crate) struct Core<P: Platform, C> {
@@ -255,6 +217,7 @@ impl<P: Platform, S: Service> Shard<P, S> {
             }
             Event::Sent { result, send } => core.handle_sent(result, send, service, now, ops),
             Event::FileSent { conn, result } => core.handle_file_sent(conn, result, service, now, ops),
+            Event::Writable(conn) => core.handle_writable(conn),
             Event::CopiedAnyway(conn) => core.handle_copied_anyway(conn),
             Event::Closed(conn) => core.handle_closed(conn, service),
             Event::Request(ticket, request) => core.handle_request(ticket, request, service, now, ops),
@@ -293,6 +256,7 @@ impl<P: Platform, S: Service> Shard<P, S> {
         core.poll_reads(service, now, ops);
         if core.memory_short {
             core.detach_idle_tails();
+            core.recall_stalled(now, ops);
             core.close_stalled(now, ops);
         }
         core.poll_letters(now, ops);

@@ -10,7 +10,7 @@ use rustix::net::SocketFlags;
 
 use super::connections::{Connections, to_data};
 use super::{DATA_LISTENER, PollDriver, PollPlatform, mono};
-use crate::net::{Listener, is_remote};
+use crate::net::{Listener, is_remote, prepare};
 
 /// Connections accepted in one turn, before the open ones get theirs.
 const ACCEPTS_MAX: usize = 64;
@@ -82,6 +82,7 @@ fn watch(
     socket: OwnedFd,
 ) -> rustix::io::Result<(ConnId, bool)> {
     let remote = is_remote(&socket);
+    prepare(&socket, connections.open_count());
     // Callers look for a free slot first.
     let id = connections.insert(socket).ok_or(rustix::io::Errno::MFILE)?;
     let Some(connection) = connections.get_mut(id) else {

@@ -16,6 +16,8 @@ pub(super) enum Transfer {
     File(SendFile<PollPlatform>),
     /// At most so many bytes of the connection's pipe.
     Drain(usize),
+    /// Nothing, after a recall.
+    Room,
 }
 
 /// An open connection.
@@ -54,6 +56,11 @@ impl Connections {
 
     pub(super) fn is_full(&self) -> bool {
         self.free.is_empty()
+    }
+
+    /// Slots that are taken.
+    pub(super) fn open_count(&self) -> usize {
+        self.slots.len() - self.free.len()
     }
 
     /// Gives the socket a slot; `None`, and the socket closes, when there is none.

@@ -40,7 +40,7 @@ use connections::{Connection, Connections, Transfer, from_data};
 use disk_pool::DiskPool;
 use pipes::Pipes;
 use recv::RecvPool;
-use transfer::{continue_transfer, receive_once, sent};
+use transfer::{continue_transfer, ended, receive_once};
 use wait::wait_for;
 
 pub use recv::PollRecvBuf;
@@ -194,6 +194,7 @@ impl PollDriver {
                 NetOp::Send(send) => self.start_transfer(send.conn, Transfer::Send(send), events),
                 NetOp::SendFile(send) => self.start_transfer(send.conn, Transfer::File(send), events),
                 NetOp::Drain { conn, len } => self.start_transfer(conn, Transfer::Drain(len), events),
+                NetOp::Recall(id) => self.recall(id, events),
                 NetOp::Close(id) => self.close(id, events),
             }
         }
@@ -223,23 +224,12 @@ impl PollDriver {
         }
     }
 
-    fn start_transfer(&mut self, id: ConnId, transfer: Transfer, events: &mut Vec<Event<PollPlatform>>) {
-        match self.connections.get_mut(id) {
-            Some(connection) => {
-                debug_assert!(connection.transfer.is_none(), "two transfers on {id:?}");
-                self.kernel_entries += 1;
-                continue_transfer(connection, &mut self.pipes, &mut self.reference, id, transfer, events);
-            }
-            None => events.push(sent(id, transfer, Err(Errno::CONNRESET))),
-        }
-    }
-
     fn close(&mut self, id: ConnId, events: &mut Vec<Event<PollPlatform>>) {
         let Some(connection) = self.connections.remove(id) else {
             return;
         };
-        if let Some(transfer) = connection.transfer {
-            events.push(sent(id, transfer, Err(Errno::CANCELED)));
+        if let Some(transfer) = connection.transfer.filter(|transfer| !matches!(transfer, Transfer::Room)) {
+            events.push(ended(id, transfer, Err(Errno::CANCELED)));
         }
         self.kernel_entries += 1;
         drop(connection.socket);

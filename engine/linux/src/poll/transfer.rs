@@ -6,9 +6,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use arrayvec::ArrayVec;
 use rohrpost_engine_core::disk::Errno;
 use rohrpost_engine_core::ops::{ConnId, Event, SEND_PARTS_MAX, Send, SendFile, SendHow, SendPart};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
-use super::PollPlatform;
+use super::{PollDriver, PollPlatform};
 use super::connections::{Connection, Transfer};
 use super::pipes::Pipes;
 use super::recv::PollRecvBuf;
@@ -46,6 +47,28 @@ pub(super) fn receive_once(
     }
 }
 
+impl PollDriver {
+    pub(super) fn start_transfer(&mut self, id: ConnId, transfer: Transfer, events: &mut Vec<Event<PollPlatform>>) {
+        match self.connections.get_mut(id) {
+            Some(connection) => {
+                debug_assert!(connection.transfer.is_none(), "two transfers on {id:?}");
+                self.kernel_entries += 1;
+                continue_transfer(connection, &mut self.pipes, &mut self.reference, id, transfer, events);
+            }
+            None => events.push(ended(id, transfer, Err(Errno::CONNRESET))),
+        }
+    }
+
+    /// Ends a send that waits for the peer.
+    pub(super) fn recall(&mut self, id: ConnId, events: &mut Vec<Event<PollPlatform>>) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        if let Some(transfer) = connection.transfer.take() {
+            events.push(ended(id, transfer, Ok(0)));
+        }
+        self.start_transfer(id, Transfer::Room, events);
+    }
+}
+
 /// Gives the socket as much as it takes. Without room for a byte, the transfer waits for the edge.
 pub(super) fn continue_transfer(
     connection: &mut Connection,
@@ -65,6 +88,7 @@ pub(super) fn continue_transfer(
             },
             Transfer::File(send) => send_file(&connection.socket, send),
             Transfer::Drain(len) => pipes.drain(connection, *len),
+            Transfer::Room => room_in(&connection.socket),
         };
         match result {
             Err(Errno(libc::EINTR)) => {}
@@ -75,11 +99,13 @@ pub(super) fn continue_transfer(
             result => break result,
         }
     };
-    events.push(sent(id, transfer, result));
+    events.push(ended(id, transfer, result));
 }
 
-pub(super) fn sent(conn: ConnId, transfer: Transfer, result: Result<usize, Errno>) -> Event<PollPlatform> {
+/// What a transfer that has ended says.
+pub(super) fn ended(conn: ConnId, transfer: Transfer, result: Result<usize, Errno>) -> Event<PollPlatform> {
     match transfer {
+        Transfer::Room => Event::Writable(conn),
         Transfer::Send(send) => Event::Sent { result, send },
         Transfer::File(_) | Transfer::Drain(_) => Event::FileSent { conn, result },
     }
@@ -94,6 +120,13 @@ fn send_parts(socket: &OwnedFd, send: &Send<PollPlatform>) -> Result<usize, Errn
     let more = if send.more { SendFlags::MORE } else { SendFlags::empty() };
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL | more;
     rustix::net::sendmsg(socket, &pieces, &mut SendAncillaryBuffer::default(), flags).map_err(errno_of)
+}
+
+/// `AGAIN` unless the socket takes bytes, or is broken.
+fn room_in(socket: &OwnedFd) -> Result<usize, Errno> {
+    let mut polled = [PollFd::new(socket, PollFlags::OUT)];
+    let ready = rustix::event::poll(&mut polled, Some(&Timespec::default())).map_err(errno_of)?;
+    if ready == 0 { Err(Errno::AGAIN) } else { Ok(0) }
 }
 
 fn send_file(socket: &OwnedFd, send: &SendFile<PollPlatform>) -> Result<usize, Errno> {

@@ -17,7 +17,7 @@ use super::features::{Feature, FeatureSet};
 use super::net_ops::ConnTable;
 use super::ring::{Cqe, Ring, RingError};
 use super::slab::{Key, Kind};
-use crate::net::{Listener, is_remote};
+use crate::net::{Listener, is_remote, prepare};
 
 /// How long accepting rests when descriptors or memory are short, milliseconds.
 const RETRY_MS: u64 = 100;
@@ -132,6 +132,7 @@ impl Acceptor {
                 // SAFETY: [U26] the kernel made the descriptor for this completion; nobody else owns it.
                 let socket = unsafe { OwnedFd::from_raw_fd(descriptor as i32) };
                 let remote = is_remote(&socket);
+                prepare(&socket, conns.open_count());
                 match conns.open(socket) {
                     Ok(conn) => events.push(Event::Accepted { conn, remote }),
                     Err(_socket) => self.refused_count += 1,

@@ -42,6 +42,8 @@ pub(super) enum Transfer {
     File(SendFile<UringPlatform>),
     /// At most so many bytes of the connection's pipe, waiting until the socket takes more.
     Drain(usize),
+    /// Nothing, after a recall, waiting until the socket takes more.
+    Room,
 }
 
 /// See the module.
@@ -56,6 +58,8 @@ pub(super) struct Conn {
     /// Requests in the ring that name the socket.
     pub(super) requests: u32,
     pub(super) transfer: Transfer,
+    /// Whether the transfer's memory was asked back.
+    pub(super) recalled: bool,
     /// The connection's pipe, while there is something in it.
     pub(super) pipe: Option<Loaded>,
     message: libc::msghdr,
@@ -73,6 +77,7 @@ impl Conn {
             closing: false,
             requests: 0,
             transfer: Transfer::None,
+            recalled: false,
             pipe: None,
             message: EMPTY_MESSAGE,
             iovecs: [NO_IOVEC; SEND_PARTS_MAX],
@@ -87,6 +92,7 @@ impl Conn {
         self.recv = RecvState::Idle;
         self.wants_bytes = false;
         self.closing = false;
+        self.recalled = false;
         self.id
     }
 

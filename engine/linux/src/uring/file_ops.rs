@@ -72,6 +72,14 @@ impl ConnTable {
         }
     }
 
+    /// Waits until the socket takes something, with nothing to give.
+    pub(super) fn await_room(&mut self, ring: &mut Ring, slot: u32) -> Outcome {
+        let conn = &mut self.conns[slot as usize];
+        conn.recalled = false;
+        conn.transfer = Transfer::Room;
+        self.await_writable(ring, slot)
+    }
+
     fn await_writable(&mut self, ring: &mut Ring, slot: u32) -> Outcome {
         let socket = types::Fd(self.conns[slot as usize].fd());
         let entry = opcode::PollAdd::new(socket, libc::POLLOUT as u32).build();
@@ -103,7 +111,14 @@ impl ConnTable {
 
     /// The socket of a waiting transfer takes something again.
     pub(super) fn complete_writable(&mut self, ring: &mut Ring, slot: u32, events: &mut Events) -> Outcome {
-        let transfer = std::mem::replace(&mut self.conns[slot as usize].transfer, Transfer::None);
+        let conn = &mut self.conns[slot as usize];
+        let transfer = std::mem::replace(&mut conn.transfer, Transfer::None);
+        if let Transfer::Room = transfer {
+            if !conn.closing {
+                events.push(Event::Writable(conn.id));
+            }
+            return Ok(());
+        }
         self.continue_transfer(ring, slot, transfer, events)
     }
 }

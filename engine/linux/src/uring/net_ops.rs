@@ -87,6 +87,11 @@ impl ConnTable {
         self.requests
     }
 
+    /// Connections.
+    pub(super) fn open_count(&self) -> usize {
+        self.conns.len() - self.free.len()
+    }
+
     /// Adds a connection; gives the socket back when the table is full.
     pub(super) fn open(&mut self, socket: OwnedFd) -> Result<ConnId, OwnedFd> {
         if !self.has_room() {
@@ -113,6 +118,7 @@ impl ConnTable {
             NetOp::Send(send) => self.send(ring, send, events),
             NetOp::SendFile(file) => self.send_file(ring, file, events),
             NetOp::Drain { conn, len } => self.drain(ring, conn, len, events),
+            NetOp::Recall(id) => self.recall(ring, id, events),
             NetOp::Close(id) => self.close(ring, id, events),
         }
     }
@@ -208,6 +214,29 @@ impl ConnTable {
         self.submit(ring, id.slot, Kind::Send, entry)
     }
 
+    /// Ends a send that waits for the peer.
+    fn recall(&mut self, ring: &mut Ring, id: ConnId, events: &mut Events) -> Outcome {
+        let Some(conn) = self.find(id).filter(|conn| !conn.closing) else { return Ok(()) };
+        match std::mem::replace(&mut conn.transfer, Transfer::None) {
+            // It has just ended by itself.
+            Transfer::None => return self.await_room(ring, id.slot),
+            Transfer::Memory(send) => {
+                conn.transfer = Transfer::Memory(send);
+                conn.recalled = true;
+                let builder = types::CancelBuilder::user_data(conn.key(Kind::Send).encode());
+                let entry = opcode::AsyncCancel2::new(builder).build();
+                return self.submit(ring, id.slot, Kind::ConnCancel, entry);
+            }
+            // It waits beside the ring already.
+            Transfer::Reference(send) => {
+                conn.transfer = Transfer::Room;
+                events.push(Event::Sent { result: Ok(0), send });
+            }
+            _ => unreachable!("only sends from memory are recalled"),
+        }
+        Ok(())
+    }
+
     fn close(&mut self, ring: &mut Ring, id: ConnId, events: &mut Events) -> Outcome {
         let Some(conn) = self.find(id).filter(|conn| !conn.closing) else { return Ok(()) };
         conn.closing = true;
@@ -278,7 +307,7 @@ impl ConnTable {
             self.requests -= 1;
         }
         match key.kind {
-            Kind::Send => self.complete_send(key.index, cqe, events),
+            Kind::Send => self.complete_send(ring, key.index, cqe, events)?,
             Kind::WritablePoll => self.complete_writable(ring, key.index, events)?,
             Kind::Recv => self.complete_recv(ring, key.index, cqe, events)?,
             Kind::RecvPoll => self.complete_readable(ring, key.index, cqe, events)?,
@@ -288,7 +317,7 @@ impl ConnTable {
         Ok(())
     }
 
-    fn complete_send(&mut self, slot: u32, cqe: Cqe, events: &mut Events) {
+    fn complete_send(&mut self, ring: &mut Ring, slot: u32, cqe: Cqe, events: &mut Events) -> Outcome {
         let conn = &mut self.conns[slot as usize];
         let Transfer::Memory(send) = std::mem::replace(&mut conn.transfer, Transfer::None) else {
             unreachable!("a send completed that is not under way");
@@ -297,9 +326,11 @@ impl ConnTable {
             // Interrupted before the first byte: nothing was taken, nothing is wrong.
             Err(Errno(libc::EINTR) | Errno::AGAIN) if !conn.closing => Ok(0),
             Err(_) if conn.closing => Err(Errno::CANCELED),
+            Err(Errno::CANCELED) if conn.recalled => Ok(0),
             result => result,
         };
         events.push(Event::Sent { result, send });
+        if conn.recalled && !conn.closing { self.await_room(ring, slot) } else { Ok(()) }
     }
 
     fn complete_recv(&mut self, ring: &mut Ring, slot: u32, cqe: Cqe, events: &mut Events) -> Outcome {
