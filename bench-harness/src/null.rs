@@ -223,6 +223,7 @@ fn net_event(op: NetOp<NullPlatform>) -> Option<Event<NullPlatform>> {
         }
         NetOp::SendFile(send) => Some(Event::FileSent { conn: send.conn, result: Ok(send.len) }),
         NetOp::Drain { conn, len } => Some(Event::FileSent { conn, result: Ok(len) }),
+        NetOp::Recall(conn) => Some(Event::Writable(conn)),
         NetOp::Close(conn) => Some(Event::Closed(conn)),
     }
 }

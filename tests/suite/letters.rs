@@ -239,6 +239,7 @@ impl Pair {
                 self.rigs[shard].handle(Event::FileSent { conn, result });
             }
             NetOp::Drain { .. } => panic!("no mode here goes through pipes"),
+            NetOp::Recall(conn) => panic!("{conn:?} is to give back what was sent at once"),
             NetOp::Close(conn) => {
                 self.closed.push((shard, conn));
                 self.rigs[shard].handle(Event::Closed(conn));

@@ -212,6 +212,7 @@ impl Service for Letters {
 fn take_send(rig: &mut NullRig<Letters>) -> Option<Send<NullPlatform>> {
     let mut sends = rig.ops.net.drain(..).filter_map(|op| match op {
         NetOp::Send(send) => Some(send),
+        NetOp::Recall(conn) => panic!("{conn:?} is to give back what was sent at once"),
         NetOp::Close(conn) => panic!("{conn:?} closed"),
         _ => None,
     });

@@ -20,9 +20,11 @@ impl<P: Platform, C> Core<P, C> {
     /// Memory is short: asks for what sends hold that have waited for their peers.
     pub(super) fn recall_stalled(&mut self, now: Now, ops: &mut Ops<P>) {
         let wait_ms = self.limits.recall_ms;
-        let stalled = self.conns.iter_mut().flatten().filter(|conn| {
-            conn.is_recallable() && now.mono >= conn.sending_since.plus_millis(wait_ms)
-        });
+        let stalled = self
+            .conns
+            .iter_mut()
+            .flatten()
+            .filter(|conn| conn.is_recallable() && now.mono >= conn.sending_since.plus_millis(wait_ms));
         for conn in stalled.take(RECALLED_PER_TURN) {
             conn.recalled = true;
             self.stats.sends_recalled += 1;

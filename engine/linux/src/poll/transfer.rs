@@ -9,10 +9,10 @@ use rohrpost_engine_core::ops::{ConnId, Event, SEND_PARTS_MAX, Send, SendFile, S
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
-use super::{PollDriver, PollPlatform};
 use super::connections::{Connection, Transfer};
 use super::pipes::Pipes;
 use super::recv::PollRecvBuf;
+use super::{PollDriver, PollPlatform};
 use crate::file::errno_of;
 use crate::reference::Reference;
 
@@ -48,7 +48,12 @@ pub(super) fn receive_once(
 }
 
 impl PollDriver {
-    pub(super) fn start_transfer(&mut self, id: ConnId, transfer: Transfer, events: &mut Vec<Event<PollPlatform>>) {
+    pub(super) fn start_transfer(
+        &mut self,
+        id: ConnId,
+        transfer: Transfer,
+        events: &mut Vec<Event<PollPlatform>>,
+    ) {
         match self.connections.get_mut(id) {
             Some(connection) => {
                 debug_assert!(connection.transfer.is_none(), "two transfers on {id:?}");
