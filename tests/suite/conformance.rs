@@ -52,7 +52,7 @@ fn script(prng: &mut Prng) -> Vec<Step> {
             8 => Step::SetLen(name, prng.below(8) * 1500),
             9 => Step::Preallocate(name, BLOCK * prng.range(1, 8)),
             10 | 11 => Step::Sync(name),
-            12 | 13 => Step::SyncDir(prng.pick(&FOLDERS)),
+            12 | 13 => Step::SyncDir(prng.pick::<&str>(&FOLDERS)),
             14 => Step::Rename(name, other),
             _ => Step::Unlink(name),
         });
