@@ -3,7 +3,7 @@
 //! Owns one lease per cached chunk, and the reads that are under way to fill one. A chunk covers a
 //! position range that is aligned to its own length, so that a granule of [`CHUNK_LEN_MIN`] is in at
 //! most one chunk (I7). Scan-resistant: what a reader brought from the disk waits in a short
-//! queue and leaves it unless a second reader asks for it; what was written lately, or read twice, is
+//! queue and leaves it unless it is asked for again later; what was written lately, or asked for again, is
 //! in the main queue. Both are given up in order of age, as the arena lays them out, so that whole pages empty at a
 //! time; only what is asked for far more often than its likes stays. Several readers of one cold range wait for one
 //! read.
@@ -26,6 +26,13 @@ pub(crate) const NONE: u32 = u32::MAX;
 /// Share of the arena that once-read chunks may fill before they are evicted first.
 const PROBATION_SHARE: u64 = 4;
 
+/// Lookups of anything between two uses of a chunk read from the disk, so that both count: the pieces of one fetch, and
+/// readers that go through a log side by side, use a chunk at about the same time and then never again.
+const APART: u32 = 64;
+
+/// Uses that count after which a chunk read from the disk stays.
+const REUSES_MIN: u32 = 2;
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Queue {
     Free,
@@ -45,6 +52,8 @@ struct Entry<L> {
     lease: Option<L>,
     queue: Queue,
     hits: u32,
+    /// The number of the lookup that counted last, or after which the chunk was read.
+    counted_at: u32,
     written: bool,
     generation: u32,
     previous: u32,
@@ -88,6 +97,8 @@ pub struct ReadCache<L> {
     probation: Ends,
     main: Ends,
     usual_demand: UsualDemand,
+    /// Lookups so far; wraps.
+    lookups: u32,
 }
 
 impl<L: Lease> ReadCache<L> {
@@ -103,6 +114,7 @@ impl<L: Lease> ReadCache<L> {
             probation: EMPTY,
             main: EMPTY,
             usual_demand: UsualDemand::default(),
+            lookups: 0,
         }
     }
 
@@ -117,7 +129,11 @@ impl<L: Lease> ReadCache<L> {
         if position < start || position >= end {
             return Lookup::Missing;
         }
-        entry.hits = entry.hits.saturating_add(1);
+        self.lookups = self.lookups.wrapping_add(1);
+        if entry.queue == Queue::Main || self.lookups.wrapping_sub(entry.counted_at) >= APART {
+            entry.hits = entry.hits.saturating_add(1);
+            entry.counted_at = self.lookups;
+        }
         match &entry.lease {
             Some(lease) => Lookup::Resident { lease: lease.clone(), start, end, written: entry.written },
             None => Lookup::Missing,
@@ -277,13 +293,12 @@ impl<L: Lease> ReadCache<L> {
     }
 
     fn oldest_of_probation(&mut self) -> Option<u32> {
-        // A second use after the first reader's own promotes; one reader may count up to three times.
         loop {
             let index = self.probation.oldest;
             if index == NONE {
                 return None;
             }
-            if self.entries[index as usize].hits < 4 {
+            if self.entries[index as usize].hits < REUSES_MIN {
                 return Some(index);
             }
             self.keep(index);
@@ -325,6 +340,7 @@ impl<L: Lease> ReadCache<L> {
                     lease: None,
                     queue: Queue::Free,
                     hits: 0,
+                    counted_at: 0,
                     written: false,
                     generation: 0,
                     previous: NONE,
@@ -339,6 +355,7 @@ impl<L: Lease> ReadCache<L> {
         entry.position = position;
         entry.len = len;
         entry.hits = 0;
+        entry.counted_at = self.lookups;
         entry.written = false;
         entry.first_waiter = NONE;
         for granule in granules_of(position, len) {

@@ -137,6 +137,34 @@ fn a_scan_does_not_evict_the_tail() {
     assert_eq!(kept, 8, "all that was written");
 }
 
+/// What is asked for now and then stays, though it came from the disk, beside four readers of a whole cold log that go
+/// side by side, each looking at everything twice.
+#[test]
+fn readers_side_by_side_do_not_evict_what_is_in_use() {
+    let capacity = len(64);
+    let mut cache = ReadCache::<Tag>::new(len(GRANULES));
+    let read = |cache: &mut ReadCache<Tag>, granule: u64| {
+        while cache.len() >= capacity {
+            assert!(cache.evict(capacity));
+        }
+        let entry = cache.begin_load(UID, at(granule), len(1)).unwrap();
+        let generation = cache.generation(entry);
+        cache.end_load(entry, generation, Some(tag(granule, len(1))));
+    };
+    (0..16).for_each(|granule| read(&mut cache, granule));
+    for i in 0..16 * 20 {
+        assert!(resident(&mut cache, i * 7 % 16).is_some());
+        (0..8).for_each(|_| _ = resident(&mut cache, 15));
+    }
+    for granule in 16..600 {
+        read(&mut cache, granule);
+        (0..8).for_each(|_| assert!(resident(&mut cache, granule).is_some()));
+        if granule % 4 == 0 {
+            assert!(resident(&mut cache, granule / 4 * 7 % 16).is_some(), "{granule}");
+        }
+    }
+}
+
 /// Makes room for one granule in a cache of `capacity`, and appends one.
 fn roll(cache: &mut ReadCache<Tag>, capacity: ByteCount, granule: u64) {
     while cache.len() >= capacity {
