@@ -10,9 +10,11 @@
 //!
 //! Units: positions in a segment file. Does not read, does not allocate after construction.
 
+mod evict;
+
 use rustc_hash::FxHashMap;
 
-use crate::demand::{UsualDemand, WANTED_SHARE};
+use crate::demand::UsualDemand;
 use crate::platform::{CHUNK_LEN_MIN, Lease};
 use crate::types::{ByteCount, Position};
 
@@ -23,15 +25,9 @@ pub struct SegmentUid(pub u32);
 /// "No entry", "no waiter".
 pub(crate) const NONE: u32 = u32::MAX;
 
-/// Share of the arena that once-read chunks may fill before they are evicted first.
-const PROBATION_SHARE: u64 = 4;
-
 /// Lookups of anything between two uses of a chunk read from the disk, so that both count: the pieces of one fetch, and
 /// readers that go through a log side by side, use a chunk at about the same time and then never again.
 const APART: u32 = 64;
-
-/// Uses that count after which a chunk read from the disk stays.
-const REUSES_MIN: u32 = 2;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Queue {
@@ -232,25 +228,6 @@ impl<L: Lease> ReadCache<L> {
         std::mem::replace(&mut entry.first_waiter, waiter)
     }
 
-    /// Gives up the chunk that is worth least. Its memory is free once the last transfer that still
-    /// names it has ended. `false` if nothing is cached.
-    pub fn evict(&mut self, capacity: ByteCount) -> bool {
-        let index = if self.probation.len.get() * PROBATION_SHARE > capacity.get() || self.main.oldest == NONE
-        {
-            self.oldest_of_probation().or_else(|| self.oldest_of_main())
-        } else {
-            self.oldest_of_main().or_else(|| self.oldest_of_probation())
-        };
-        match index {
-            Some(index) => {
-                self.unlink(index);
-                self.release(index);
-                true
-            }
-            None => false,
-        }
-    }
-
     /// Takes a resident chunk out, whoever else holds a lease on it; returns its valid range and lease.
     pub fn take(&mut self, uid: SegmentUid, position: Position) -> Option<((Position, Position), L)> {
         let index = *self.granules.get(&(uid, granule(position)))?;
@@ -290,41 +267,6 @@ impl<L: Lease> ReadCache<L> {
                 self.release(index);
             }
         }
-    }
-
-    fn oldest_of_probation(&mut self) -> Option<u32> {
-        loop {
-            let index = self.probation.oldest;
-            if index == NONE {
-                return None;
-            }
-            if self.entries[index as usize].hits < REUSES_MIN {
-                return Some(index);
-            }
-            self.keep(index);
-        }
-    }
-
-    fn oldest_of_main(&mut self) -> Option<u32> {
-        loop {
-            let index = self.main.oldest;
-            if index == NONE {
-                return None;
-            }
-            let entry = &self.entries[index as usize];
-            let holds_up = entry.lease.as_ref().is_some_and(Lease::holds_up);
-            if !self.usual_demand.is_exceeded(entry.hits, entry.len) || holds_up {
-                return Some(index);
-            }
-            self.keep(index);
-        }
-    }
-
-    /// Gives a chunk another time in the main queue. Some of its requests still count, else it would look unwanted.
-    fn keep(&mut self, index: u32) {
-        self.unlink(index);
-        self.entries[index as usize].hits /= WANTED_SHARE as u32;
-        self.push(index, Queue::Main);
     }
 
     fn new_entry(&mut self, uid: SegmentUid, position: Position, len: ByteCount) -> u32 {

@@ -196,8 +196,7 @@ impl Net {
             };
             let key = self.jobs.iter().find(of_conn).map(|(key, _)| *key).expect("a send from memory");
             let finish = self.jobs.remove(&key).expect("just found");
-            self.seq += 1;
-            self.jobs.insert((now, self.seq), finish);
+            self.jobs.insert((now, key.1), finish);
         }
         let delay = delays.draw(&mut self.prng);
         self.push(conn, now + 1, delay, Job::Room);
@@ -214,8 +213,8 @@ impl Net {
             Transfer::Drain(len) => (0, *len as u64),
         };
         disk.storage().trace.note("send", &[conn.slot.into(), kind, skip]);
-        let slow = if self.prng.chance(self.slow) { SLOW_NS_MAX } else { 0 };
-        let delay = delays.draw(&mut self.prng) + slow;
+        let slow = u64::from(self.prng.chance(self.slow));
+        let delay = delays.draw(&mut self.prng) + slow * SLOW_NS_MAX;
         self.push(conn, now, delay, Job::Finish(transfer));
     }
 

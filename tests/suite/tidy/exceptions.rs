@@ -9,7 +9,6 @@ pub(super) const FUNCTION_LINES_MAX: usize = 70;
 /// Files that may be longer: path, lines at most, reason.
 pub(super) const LONG_FILES: &[(&str, usize, &str)] = &[
     ("bench-harness/src/server/epoll.rs", 450, "one event loop that the baselines share"),
-    ("engine/core/src/cache.rs", 425, "one intrusive structure; its links are private to it"),
     ("engine/core/src/format/names.rs", 425, "one table of names"),
     ("engine/sim/src/oracle.rs", 500, "one model of a partition"),
 ];

@@ -1,0 +1,71 @@
+//! Which chunk goes when memory is wanted.
+//!
+//! Always holds: what was read from the disk goes first while such chunks fill more than their share; those that have been
+//! asked for again join the main queue, where only what is wanted far more than its likes outlives its age.
+
+use super::{NONE, Queue, ReadCache};
+use crate::demand::WANTED_SHARE;
+use crate::platform::Lease;
+use crate::types::ByteCount;
+
+/// Share of the arena that once-read chunks may fill before they are evicted first.
+const PROBATION_SHARE: u64 = 4;
+
+/// Uses that count after which a chunk read from the disk stays.
+const REUSES_MIN: u32 = 2;
+
+impl<L: Lease> ReadCache<L> {
+    /// Gives up the chunk that is worth least. Its memory is free once the last transfer that still
+    /// names it has ended. `false` if nothing is cached.
+    pub fn evict(&mut self, capacity: ByteCount) -> bool {
+        let index = if self.probation.len.get() * PROBATION_SHARE > capacity.get() || self.main.oldest == NONE
+        {
+            self.oldest_of_probation().or_else(|| self.oldest_of_main())
+        } else {
+            self.oldest_of_main().or_else(|| self.oldest_of_probation())
+        };
+        match index {
+            Some(index) => {
+                self.unlink(index);
+                self.release(index);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn oldest_of_probation(&mut self) -> Option<u32> {
+        loop {
+            let index = self.probation.oldest;
+            if index == NONE {
+                return None;
+            }
+            if self.entries[index as usize].hits < REUSES_MIN {
+                return Some(index);
+            }
+            self.keep(index);
+        }
+    }
+
+    fn oldest_of_main(&mut self) -> Option<u32> {
+        loop {
+            let index = self.main.oldest;
+            if index == NONE {
+                return None;
+            }
+            let entry = &self.entries[index as usize];
+            let holds_up = entry.lease.as_ref().is_some_and(Lease::holds_up);
+            if !self.usual_demand.is_exceeded(entry.hits, entry.len) || holds_up {
+                return Some(index);
+            }
+            self.keep(index);
+        }
+    }
+
+    /// Gives a chunk another time in the main queue. Some of its requests still count, else it would look unwanted.
+    fn keep(&mut self, index: u32) {
+        self.unlink(index);
+        self.entries[index as usize].hits /= WANTED_SHARE as u32;
+        self.push(index, Queue::Main);
+    }
+}
