@@ -13,6 +13,7 @@ mod engine_files;
 mod fetch;
 mod fetch_changes;
 mod golden;
+mod history;
 mod interop;
 mod letters;
 mod many;
