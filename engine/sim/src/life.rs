@@ -93,14 +93,14 @@ impl Life {
     /// One turn of one shard. `Err` if this life has ended by force.
     pub(crate) fn turn(&mut self, workload: &mut Workload) -> Result<(), Ended> {
         self.turns += 1;
-        let Some(at) = self.next_node() else { return Ok(()) };
+        let Some((at, woken)) = self.next_node() else { return Ok(()) };
         let before = self.now;
         let node = &mut self.nodes[at];
         node.driver.wait_from(before);
         let states = workload.states();
         let states = if node.driver.keeps_up() { states.and(State::Upkeep) } else { states };
         workload.disk.storage().states = states;
-        let deadline = node.shard.next_deadline(before);
+        let deadline = if woken { Some(before.mono) } else { node.shard.next_deadline(before) };
         let turned = node.driver.turn(&mut node.ops, &mut node.events, deadline);
         self.now = node.driver.now();
         turned?;
@@ -122,12 +122,13 @@ impl Life {
         Ok(())
     }
 
-    /// Mostly the shard that has something to do first; sometimes another one makes it wait.
-    fn next_node(&mut self) -> Option<usize> {
+    /// Mostly the shard that has something to do first; sometimes another one makes it wait, woken for nothing: each
+    /// sleeps by itself, so that one with nothing to do does not hold up the others until its own deadline.
+    fn next_node(&mut self) -> Option<(usize, bool)> {
         let now = self.now;
         let alive: Vec<usize> = (0..self.nodes.len()).filter(|at| !self.nodes[*at].ended).collect();
         if alive.len() > 1 && self.prng.one_in(8) {
-            return Some(*self.prng.pick(&alive));
+            return Some((*self.prng.pick(&alive), true));
         }
         let wake = |at: &usize| {
             let node = &self.nodes[*at];
@@ -137,7 +138,7 @@ impl Life {
             let due = if at_once { 0 } else { soonest.unwrap_or(u64::MAX) };
             due.max(now.mono.get())
         };
-        alive.into_iter().min_by_key(wake)
+        alive.into_iter().min_by_key(wake).map(|at| (at, false))
     }
 
     fn post_letters(&mut self, at: usize) {
