@@ -218,7 +218,9 @@ fn play(data: &[u8]) -> (u64, usize) {
     let mut room = Room { shard, driver, ops, events: Vec::new(), clients, opened: 0 };
     for number in 0..2 {
         let name = format!("t-{number}").parse().expect("a partition's name");
-        let request = Request::Open { partition: PartitionId(number), name, config: LogConfig::default() };
+        // The corpus is of 1970, and is not to be deleted for its age.
+        let config = LogConfig { retention_ms: None, ..LogConfig::default() };
+        let request = Request::Open { partition: PartitionId(number), name, config };
         room.driver.request_in(0, Ticket(u64::from(number)), request);
     }
     run_until(&mut room, "opening", |room| room.opened == 2);
