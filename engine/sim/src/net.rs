@@ -236,12 +236,11 @@ impl Net {
         let state = self.conns.get_mut(&fill.conn).expect("Closed comes after the fill");
         state.filling = false;
         let inode = fill.file.description().inode;
-        if refused {
+        let read = if refused {
             disk.storage().suffer(Harm::PipeRefused);
-        }
-        let read = match refused {
-            true => Err(Errno::AGAIN),
-            false => disk.storage().read_for_socket(inode, fill.position.get(), asked, len),
+            Err(Errno::AGAIN)
+        } else {
+            disk.storage().read_for_socket(inode, fill.position.get(), asked, len)
         };
         let result = read.map(|bytes| {
             state.pipe = bytes;

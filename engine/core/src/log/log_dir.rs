@@ -4,7 +4,6 @@
 //! no JVM broker and no second engine changes anything below it; a checkpoint file is replaced whole and durably;
 //! the marker of a clean stop exists only while every partition is closed cleanly. Blocks; used by steps only.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -12,6 +11,7 @@ use crate::disk::{Disk, DiskError};
 use crate::format::checkpoint::{self, CheckpointError};
 use crate::format::names::{self, TopicPartition};
 use crate::log::creation::Entries;
+use crate::log::dir_state::{State, Table};
 use crate::log::files::{remove_tree, replace_file, unlink_if_there};
 use crate::log::root::{create_root, list_partitions, read_meta_properties, read_offsets, take_lock};
 use crate::planted::{Bug, is_planted};
@@ -64,47 +64,6 @@ pub enum OpenError {
     /// A file operation failed.
     #[error(transparent)]
     Disk(#[from] DiskError),
-}
-
-/// The three checkpoints of a log directory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Table {
-    RecoveryPoint,
-    LogStart,
-    HighWatermark,
-}
-
-impl Table {
-    const ALL: [Self; 3] = [Self::RecoveryPoint, Self::LogStart, Self::HighWatermark];
-
-    const fn file_name(self) -> &'static str {
-        match self {
-            Self::RecoveryPoint => names::RECOVERY_POINT_CHECKPOINT,
-            Self::LogStart => names::LOG_START_CHECKPOINT,
-            Self::HighWatermark => names::HIGH_WATERMARK_CHECKPOINT,
-        }
-    }
-}
-
-#[derive(Default)]
-struct State {
-    tables: [BTreeMap<TopicPartition, Offset>; 3],
-    /// Tables that differ from their files.
-    dirty: [bool; 3],
-    /// Partitions whose files end exactly where their log ends, durably.
-    clean: BTreeSet<TopicPartition>,
-    /// Partitions with a segment whose companions could not be written: until they are opened again nothing may be
-    /// taken for recovered, or the next opening would believe what is there of them.
-    doubted: BTreeSet<TopicPartition>,
-    /// Partitions that exist.
-    live: BTreeSet<TopicPartition>,
-    /// Partitions that are to be forgotten and may still be in the files.
-    forgetting: BTreeSet<TopicPartition>,
-    /// Whether the marker of a clean stop is there.
-    marker: bool,
-    /// Directories deleted so far, for the names of the next ones.
-    deletions: u64,
-    notes: Vec<String>,
 }
 
 /// A log directory.
@@ -404,14 +363,6 @@ impl<D: Disk> LogDir<D> {
     fn state(&self) -> MutexGuard<'_, State> {
         // Every change is complete before the next statement can panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    fn set(&mut self, table: Table, tp: &TopicPartition, offset: Offset) {
-        if self.tables[table as usize].insert(tp.clone(), offset) != Some(offset) {
-            self.dirty[table as usize] = true;
-        }
     }
 }
 

@@ -6,6 +6,7 @@ pub mod config;
 mod creation;
 #[cfg(test)]
 mod damage_tests;
+mod dir_state;
 mod epochs;
 mod files;
 #[cfg(test)]
