@@ -141,6 +141,20 @@ impl Broker {
         records
     }
 
+    /// Deletes the records of partition 0 of a topic below `before`, and whole segments with them.
+    ///
+    /// # Panics
+    /// If it cannot.
+    pub fn delete_records(&self, topic: &str, before: i64) {
+        let path = self.dir.join("delete-records.json");
+        let text = format!(
+            r#"{{"version":1,"partitions":[{{"topic":"{topic}","partition":0,"offset":{before}}}]}}"#
+        );
+        std::fs::write(&path, text).expect("the broker's folder can be written");
+        let args = ["--offset-json-file", path_text(&path)];
+        self.tool("org.apache.kafka.tools.DeleteRecordsCommand", &args, "");
+    }
+
     fn tool(&self, name: &str, args: &[&str], input: &str) -> String {
         let address = self.address();
         let mut command = command(&["tool", name, "--bootstrap-server", &address]);

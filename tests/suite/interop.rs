@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::dump;
 use rohrpost_engine::{DriverChoice, Engine};
@@ -85,6 +86,97 @@ fn engine_and_broker_take_turns_after_a_kill() {
     if kafka::is_available("engine_and_broker_take_turns_after_a_kill") {
         engine_and_broker_take_turns("killed", false);
     }
+}
+
+/// A broker has appended to our log, rolled it and deleted its oldest records; then everything but the segments is lost.
+/// The engine serves what the broker served, before and after the loss, and appends; the broker serves all of it.
+#[test]
+fn everything_but_the_segments_is_rebuilt_after_a_broker() {
+    const TOPIC: &str = "rebuilt";
+    if !kafka::is_available("everything_but_the_segments_is_rebuilt_after_a_broker") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let name = format!("{TOPIC}-0");
+    let broker = kafka::Broker::start(scratch.path(), &[]);
+    broker.create_topic(TOPIC, &["retention.ms=-1", "segment.bytes=1048576", "internal.segment.bytes=20000"]);
+    let (root, dir) = (broker.log_dir(), broker.log_dir().join(&name));
+    broker.stop();
+    let first = engine::start(&root, DriverChoice::Auto);
+    let partition = engine::open(&first, &name, engine::small_segments());
+    for number in 0..BATCHES {
+        engine::append(&partition, writer::batch((number * RECORDS) as i64, RECORDS));
+    }
+    first.shutdown().unwrap();
+    let ours = segment_files(&dir, &name);
+
+    let broker = kafka::Broker::start(
+        scratch.path(),
+        &["log.initial.task.delay.ms=200", "log.retention.check.interval.ms=200"],
+    );
+    let theirs: Vec<String> = (0..40).map(|number| format!("k{number}\t{}", "theirs ".repeat(300))).collect();
+    theirs.chunks(10).for_each(|records| broker.produce(TOPIC, records));
+    let start = (BATCHES * RECORDS / 2 + 7) as i64;
+    broker.delete_records(TOPIC, start);
+    let count = BATCHES * RECORDS + theirs.len() - start as usize;
+    let expected = broker.consume(TOPIC, start, count);
+    let oldest = root.join(&ours[1]);
+    let patience = Instant::now() + Duration::from_secs(60);
+    while oldest.exists() {
+        assert!(Instant::now() < patience, "the broker does not delete {}", oldest.display());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    broker.stop();
+    let logs =
+        |files: &[String]| files.iter().filter(|file| file.ends_with(".log")).cloned().collect::<Vec<_>>();
+    let left = segment_files(&dir, &name);
+    assert!(
+        !left.contains(&ours[1]) && ours[1].ends_with(".log"),
+        "the broker has deleted segments: {left:?}"
+    );
+    assert!(logs(&left).iter().filter(|log| !ours.contains(log)).count() > 1, "and rolled: {left:?}");
+
+    let second = engine::start(&root, DriverChoice::Auto);
+    let partition = engine::open(&second, &name, engine::small_segments());
+    let served = |partition| {
+        let mut lines = engine::printed(&engine::read_all(partition));
+        // The first batch served may begin before the log start offset, as the broker's does.
+        lines.drain(..lines.len() - lines.iter().rev().take_while(|line| offset_of(line) >= start).count());
+        lines
+    };
+    assert_eq!(served(&partition), expected);
+    second.shutdown().unwrap();
+
+    lose_all_but_segments(&root, &dir);
+    let third = engine::start(&root, DriverChoice::Auto);
+    let partition = engine::open(&third, &name, engine::small_segments());
+    assert_eq!(served(&partition), expected);
+    let end = engine::append(&partition, writer::batch(0, 1));
+    third.shutdown().unwrap();
+    assert_clean(&root, &name, true);
+
+    let broker = kafka::Broker::start(scratch.path(), &[]);
+    let all = broker.consume(TOPIC, start, count + 1);
+    broker.stop();
+    assert_eq!(all[..count], expected[..]);
+    assert_eq!(all[count], format!("{end}\t{}\t{}", writer::key(0), writer::value(0)));
+}
+
+/// Removes what is derived from the segments of the partition in `dir`.
+fn lose_all_but_segments(root: &Path, dir: &Path) {
+    // The topic's and the directory's ids are identities, not derived from anything.
+    let stays = |path: &Path| {
+        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+        ending == "log" || path.ends_with("partition.metadata") || path.ends_with("meta.properties")
+    };
+    for folder in [root, dir] {
+        let paths = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        paths.filter(|path| path.is_file() && !stays(path)).for_each(|path| fs::remove_file(path).unwrap());
+    }
+}
+
+fn offset_of(line: &str) -> i64 {
+    line.split('\t').next().and_then(|offset| offset.parse().ok()).expect("a line begins with its offset")
 }
 
 /// Dropping an engine leaves the directory as a kill does.
