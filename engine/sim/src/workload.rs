@@ -289,6 +289,9 @@ impl Workload {
     fn handle_delete_failed(&mut self, partition: usize, error: &PartitionError) {
         let dark = self.disk.storage().ended().is_some();
         assert!(dark || self.is_faulty() || self.stopping, "a partition cannot be deleted: {error}");
+        if matches!(error, PartitionError::Closing) {
+            return; // it was refused before anything was done
+        }
         self.oracles[partition].handle_delete_failed();
     }
 

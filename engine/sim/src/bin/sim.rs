@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::ops::Range;
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use rohrpost_engine_sim::campaign::{Campaign, Campaigned};
@@ -202,9 +202,10 @@ fn until(crash_points: u64, seed: u64, file: &Path) -> ExitCode {
     });
     eprintln!();
     let record = format!(
-        "# cargo sim -- --crash-points {crash_points} --from {seed} --out {}\n# rohrpost {}, {} threads, {} s\n{}{}",
+        "# cargo sim -- --crash-points {crash_points} --from {seed} --out {}\n# rohrpost {}, commit {}, {} threads, {} s\n{}{}",
         file.display(),
         env!("CARGO_PKG_VERSION"),
+        commit(),
         campaign.threads,
         started.elapsed().as_secs(),
         done.sum.coverage,
@@ -216,6 +217,13 @@ fn until(crash_points: u64, seed: u64, file: &Path) -> ExitCode {
         return ExitCode::FAILURE;
     }
     code(&done)
+}
+
+/// The commit of the sources, with a plus sign if they were changed since; as far as git knows.
+fn commit() -> String {
+    let described = Command::new("git").args(["describe", "--always", "--dirty=+"]).output();
+    described
+        .map_or_else(|_| "unknown".to_owned(), |out| String::from_utf8_lossy(&out.stdout).trim().to_owned())
 }
 
 fn summary(done: &Campaigned) -> String {
