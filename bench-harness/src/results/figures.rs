@@ -1,7 +1,8 @@
 //! The table of the README, made from the committed result files, so that no figure there is typed by hand.
 //!
 //! Which rows there are stands in `results/figures`; this module only looks the paired ratios up and marks them: bold
-//! for a loss, `~` where the interval holds 1, nothing where a path was not measured.
+//! for a loss, `~` where the interval holds 1, nothing where a path was not measured. A row may compare with another
+//! workload instead of another path: the same path with and without what the workload is about. That is no loss.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,7 +10,9 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::error::{BenchError, Result};
+use crate::results::stats::{Interval, ratio_interval};
 use crate::results::{Better, Metrics};
+use crate::workload::Workload;
 
 /// One row of `results/figures`.
 struct Row<'a> {
@@ -18,11 +21,17 @@ struct Row<'a> {
     what: &'a str,
     field: &'a str,
     better: Better,
-    baseline: &'a str,
+    /// A path, or a workload.
+    against: &'a str,
 }
 
-/// The `summary` lines of one result file, by workload and path.
-type Summaries = BTreeMap<(String, String), Value>;
+/// One result file, by workload and path.
+#[derive(Default)]
+struct Results {
+    summaries: BTreeMap<(String, String), Value>,
+    /// By number.
+    rounds: BTreeMap<(String, String), BTreeMap<u64, Value>>,
+}
 
 /// The Markdown table of `dir/figures` over the result files in `dir`, a column for each of `paths`.
 ///
@@ -37,12 +46,12 @@ pub fn render(dir: &Path, paths: &[String]) -> Result<String> {
     table.push('\n');
     for row in rows(&text)? {
         if !files.contains_key(row.file) {
-            files.insert(row.file, summaries(&dir.join(row.file).with_extension("jsonl"))?);
+            files.insert(row.file, load(&dir.join(row.file).with_extension("jsonl"))?);
         }
         let cells: Vec<_> = paths.iter().map(|path| cell(&files[row.file], &row, path)).collect();
         if cells.iter().any(|cell| !cell.is_empty()) {
             let cells = cells.join(" | ");
-            table.push_str(&format!("| {} | {} | {cells} | `{}` |\n", row.workload, row.what, row.baseline));
+            table.push_str(&format!("| {} | {} | {cells} | `{}` |\n", row.workload, row.what, row.against));
         }
     }
     Ok(table)
@@ -54,44 +63,65 @@ fn rows(text: &str) -> Result<Vec<Row<'_>>> {
         .map(|line| {
             let wrong = |why: &str| BenchError::Usage(format!("results/figures: {why}: {line}"));
             let columns: Vec<_> = line.split('|').map(str::trim).collect();
-            let [file, workload, what, field, baseline] = columns[..] else {
+            let [file, workload, what, field, against] = columns[..] else {
                 return Err(wrong("five columns are wanted"));
             };
             let known = Metrics::FIELDS.iter().find(|(name, _)| *name == field);
             let better = known.map(|(_, better)| *better).filter(|better| *better != Better::Neither);
             let better = better.ok_or_else(|| wrong("no such field, or one without ratios"))?;
-            Ok(Row { file, workload, what, field, better, baseline })
+            Ok(Row { file, workload, what, field, better, against })
         })
         .collect()
 }
 
 /// Empty for a file that is not there.
-fn summaries(path: &Path) -> Result<Summaries> {
-    let Ok(text) = std::fs::read_to_string(path) else { return Ok(Summaries::new()) };
-    let mut summaries = Summaries::new();
+fn load(path: &Path) -> Result<Results> {
+    let mut results = Results::default();
+    let Ok(text) = std::fs::read_to_string(path) else { return Ok(results) };
     for line in text.lines() {
         let value: Value = serde_json::from_str(line)
             .map_err(|error| BenchError::Usage(format!("{}: {error}", path.display())))?;
         let name = |key: &str| value[key].as_str().unwrap_or_default().to_string();
+        let key = (name("workload"), name("path"));
         if value["kind"] == "summary" {
-            summaries.insert((name("workload"), name("path")), value);
+            results.summaries.insert(key, value);
+        } else if value["kind"] == "round" {
+            let number = value["round"].as_u64().unwrap_or_default();
+            results.rounds.entry(key).or_default().insert(number, value);
         }
     }
-    Ok(summaries)
+    Ok(results)
 }
 
-fn cell(summaries: &Summaries, row: &Row<'_>, path: &str) -> String {
-    let Some(summary) = summaries.get(&(row.workload.to_string(), path.to_string())) else {
-        return String::new();
-    };
-    let ratio = &summary["ratio"][row.baseline][row.field];
-    let numbers = ["median", "low", "high"].map(|key| ratio[key].as_f64());
-    let [Some(median), Some(low), Some(high)] = numbers else { return String::new() };
+/// This path's paired ratio to another path, as its summary has it.
+fn to_path(results: &Results, row: &Row<'_>, path: &str) -> Option<Interval> {
+    let summary = results.summaries.get(&(row.workload.to_string(), path.to_string()))?;
+    let ratio = &summary["ratio"][row.against][row.field];
+    let number = |key: &str| ratio[key].as_f64();
+    let n = ratio["n"].as_u64()? as usize;
+    Some(Interval { median: number("median")?, low: number("low")?, high: number("high")?, n })
+}
+
+/// This path's ratio to itself in another workload, by rounds.
+fn to_workload(results: &Results, row: &Row<'_>, path: &str) -> Option<Interval> {
+    let rounds = |workload: &str| results.rounds.get(&(workload.to_string(), path.to_string()));
+    let (with, without) = (rounds(row.workload)?, rounds(row.against)?);
+    let paired = with.iter().filter_map(|(number, round)| {
+        let alone = without.get(number)?[row.field].as_f64().filter(|alone| *alone > 0.0)?;
+        Some(round[row.field].as_f64()? / alone)
+    });
+    ratio_interval(&paired.collect::<Vec<_>>())
+}
+
+fn cell(results: &Results, row: &Row<'_>, path: &str) -> String {
+    let is_workload = Workload::select(&[row.against.to_string()]).is_ok();
+    let ratio = if is_workload { to_workload } else { to_path };
+    let Some(Interval { median, low, high, .. }) = ratio(results, row, path) else { return String::new() };
     let range = format!("[{}-{}]", short(low), short(high));
     let is_loss = if row.better == Better::More { high < 1.0 } else { low > 1.0 };
     match (low..=high).contains(&1.0) {
         true => format!("{} {range} ~", short(median)),
-        false if is_loss => format!("**{}** {range}", short(median)),
+        false if is_loss && !is_workload => format!("**{}** {range}", short(median)),
         false => format!("{} {range}", short(median)),
     }
 }
@@ -133,14 +163,40 @@ mod tests {
         );
     }
 
-    /// The committed list parses: every field has a direction, every workload and baseline exists.
+    /// A path is held against itself in another workload, round by round; worse than alone is no loss, and a round
+    /// that only one of the two has takes no part.
+    #[test]
+    fn a_path_is_compared_with_itself_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let row = "file | backfill-1 | hot p50 | p50_us | backfill-0";
+        std::fs::write(dir.path().join("figures"), row).unwrap();
+        let round = |workload: &str, number: u64, p50: f64| {
+            format!(
+                r#"{{"kind":"round","workload":"{workload}","path":"engine","round":{number},"p50_us":{p50}}}"#
+            )
+        };
+        let rounds = [
+            round("backfill-0", 1, 100.0),
+            round("backfill-1", 1, 150.0),
+            round("backfill-1", 2, 360.0),
+            round("backfill-0", 2, 200.0),
+            round("backfill-0", 3, 1.0),
+        ];
+        std::fs::write(dir.path().join("file.jsonl"), rounds.join("\n")).unwrap();
+        let table = render(dir.path(), &["engine".into(), "other".into()]).unwrap();
+        let expected = "| backfill-1 | hot p50 | 1.65 [1.50-1.80] |  | `backfill-0` |";
+        assert_eq!(table.lines().nth(2), Some(expected));
+    }
+
+    /// The committed list parses: every field has a direction, every workload exists, and what it is held against.
     #[test]
     fn the_committed_rows_are_right() {
         let rows = rows(include_str!("../../results/figures")).unwrap();
         assert!(!rows.is_empty());
         for row in rows {
-            crate::workload::Workload::select(&[row.workload.to_string()]).unwrap();
-            crate::paths::find(row.baseline).unwrap();
+            Workload::select(&[row.workload.to_string()]).unwrap();
+            let is_workload = Workload::select(&[row.against.to_string()]).is_ok();
+            assert!(is_workload != crate::paths::find(row.against).is_ok(), "{}", row.against);
         }
     }
 
