@@ -192,27 +192,28 @@ fn many(seeds: Range<u64>, keep_going: bool) -> ExitCode {
     code(&done)
 }
 
-/// Seeds until there are so many crash points; writes what was run to a file.
+/// Seeds until there are so many crash points; a file holds what was run so far, whenever this is interrupted.
 fn until(crash_points: u64, seed: u64, file: &Path) -> ExitCode {
-    let started = Instant::now();
+    let (started, commit) = (Instant::now(), commit());
     let campaign = Campaign { crash_points, ..Campaign::all(seed..u64::MAX) };
+    let mut written = Ok(());
     let done = campaign.run(|so_far| {
+        let record = format!(
+            "# cargo sim -- --crash-points {crash_points} --from {seed} --out {}\n# rohrpost {}, commit {commit}, {} threads, {} s\n{}{}\n",
+            file.display(),
+            env!("CARGO_PKG_VERSION"),
+            campaign.threads,
+            started.elapsed().as_secs(),
+            so_far.sum.coverage,
+            summary(so_far)
+        );
+        written = std::fs::write(file, record);
         eprint!("\r{} of {crash_points} crash points", so_far.sum.crash_points);
         let _ = std::io::stderr().flush();
     });
     eprintln!();
-    let record = format!(
-        "# cargo sim -- --crash-points {crash_points} --from {seed} --out {}\n# rohrpost {}, commit {}, {} threads, {} s\n{}{}",
-        file.display(),
-        env!("CARGO_PKG_VERSION"),
-        commit(),
-        campaign.threads,
-        started.elapsed().as_secs(),
-        done.sum.coverage,
-        summary(&done)
-    );
-    println!("{record}");
-    if let Err(error) = std::fs::write(file, record + "\n") {
+    println!("{}", summary(&done));
+    if let Err(error) = written {
         eprintln!("cannot write {}: {error}", file.display());
         return ExitCode::FAILURE;
     }
