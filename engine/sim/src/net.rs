@@ -76,7 +76,7 @@ pub struct Net {
     pub pipes_refused: u32,
     /// Chance in 65,536 that a new connection's peer is remote.
     pub remote: u32,
-    /// Chance in 65,536 that a peer takes [`SLOW_NS_MAX`] to take a transfer.
+    /// Chance in 65,536 that a peer takes up to a tenth of a second to take a transfer.
     pub slow: u32,
 }
 
