@@ -1,6 +1,6 @@
 //! Bugs planted in shipped code, to see whether the suite notices: one switch each, chosen by name at run time.
 //!
-//! Only with the feature `planted-bugs`, which no shipped build has: without it [`is_planted`] is a constant, and nothing of
+//! Only with the feature `planted-bugs`, which no shipped build has: without it `is_planted` is a constant, and nothing of
 //! this is compiled. What catches each of them stands in `engine/sim/src/bin/planted.rs`. A bug is planted for the
 //! thread that asks: the simulator runs an engine on one.
 
