@@ -188,10 +188,11 @@ fn damaged_files_are_refused_by_name() {
 
 proptest! {
     /// Through the index and a walk of headers, every offset is found in the batch that a scan of the whole log
-    /// finds it in, gaps included; and the last time entry is the log's latest timestamp.
+    /// finds it in, gaps included; and the last time entry is the log's latest timestamp. Not of 1970's first millisecond:
+    /// that entry at a segment's first offset is all zeros, which in a file is padding, for Kafka as for us.
     #[test]
     fn every_offset_resolves_to_its_batch(
-        rows in prop::collection::vec((0..3i64, 1..5usize, 0..3000usize, 0..50i64), 1..40)
+        rows in prop::collection::vec((0..3i64, 1..5usize, 0..3000usize, 1..50i64), 1..40)
     ) {
         let log = segment(&rows);
         let index = build(&log);
