@@ -1,7 +1,7 @@
 //! Sending in turns: what the answers at the head of each connection have for its socket.
 //!
-//! Always holds: bytes of an answer leave in order, whichever way each of its pieces takes; a pipe is filled again
-//! only when it is empty. Does not decide how a piece is sent: `fetch::policy` does.
+//! Always holds: bytes of an answer leave in order, whichever way each of its pieces takes. What does not come from the
+//! arena is sent by `by_file`. Does not decide how a piece is sent: `fetch::policy` does.
 
 use crate::disk::Errno;
 use crate::error::FetchError;

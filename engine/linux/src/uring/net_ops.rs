@@ -217,24 +217,23 @@ impl ConnTable {
     /// Ends a send that waits for the peer.
     fn recall(&mut self, ring: &mut Ring, id: ConnId, events: &mut Events) -> Outcome {
         let Some(conn) = self.find(id).filter(|conn| !conn.closing) else { return Ok(()) };
+        if let Transfer::Memory(_) = conn.transfer {
+            conn.recalled = true;
+            let builder = types::CancelBuilder::user_data(conn.key(Kind::Send).encode());
+            let entry = opcode::AsyncCancel2::new(builder).build();
+            return self.submit(ring, id.slot, Kind::ConnCancel, entry);
+        }
         match std::mem::replace(&mut conn.transfer, Transfer::None) {
             // It has just ended by itself.
-            Transfer::None => return self.await_room(ring, id.slot),
-            Transfer::Memory(send) => {
-                conn.transfer = Transfer::Memory(send);
-                conn.recalled = true;
-                let builder = types::CancelBuilder::user_data(conn.key(Kind::Send).encode());
-                let entry = opcode::AsyncCancel2::new(builder).build();
-                return self.submit(ring, id.slot, Kind::ConnCancel, entry);
-            }
+            Transfer::None => self.await_room(ring, id.slot),
             // It waits beside the ring already.
             Transfer::Reference(send) => {
                 conn.transfer = Transfer::Room;
                 events.push(Event::Sent { result: Ok(0), send });
+                Ok(())
             }
             _ => unreachable!("only sends from memory are recalled"),
         }
-        Ok(())
     }
 
     fn close(&mut self, ring: &mut Ring, id: ConnId, events: &mut Events) -> Outcome {
