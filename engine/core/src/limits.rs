@@ -1,7 +1,7 @@
 //! Everything has a limit, and the limit has a name. Memory is a bill: what a shard may use follows
 //! from its limits, item by item.
 
-use crate::platform::{CHUNK_LEN_MAX, DIRECT_IO_ALIGN, SLAB_LEN};
+use crate::platform::{CHUNK_LEN_MAX, CHUNK_LEN_MIN, DIRECT_IO_ALIGN, SLAB_LEN};
 use crate::types::ByteCount;
 
 pub use crate::format::batch::BATCH_LEN_MAX_DEFAULT;
@@ -109,6 +109,11 @@ impl ShardLimits {
             cold_read_bytes_max: ByteCount::mib(4),
             ..Self::default()
         }
+    }
+
+    /// Cold reads in flight: those of the shortest kind, as many as the bytes in flight allow.
+    pub fn cold_reads_max(&self) -> usize {
+        self.cold_read_bytes_max.get().div_ceil(CHUNK_LEN_MIN.get()).max(1) as usize
     }
 
     /// Slabs the arena may grow to; at least one.

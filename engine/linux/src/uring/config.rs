@@ -100,8 +100,7 @@ pub struct UringCounters {
 /// and the end of a receive per connection, one per receive buffer, and a burst of accepts.
 pub(super) fn ring_sizes(config: &UringConfig) -> RingSizes {
     let limits = &config.limits;
-    let reads = (limits.cold_read_bytes_max.get() / limits.cold_read_len.get().max(1)) as u32;
-    let disk = limits.commits_in_flight_max + reads;
+    let disk = limits.commits_in_flight_max + limits.cold_reads_max() as u32;
     let completions = 2 * disk + 4 * limits.connections_max + u32::from(config.recv_buf_count) + 64;
     let submissions = (disk + limits.connections_max).next_power_of_two().clamp(64, 1024);
     let completions = completions.next_power_of_two().min(65_536);

@@ -90,11 +90,10 @@ impl UringDriver {
                 Err(errno) => give_up(&mut ring, &mut missing, Feature::ReferencePipe, errno),
             }
         }
-        let reads_max = limits.cold_read_bytes_max.get() / limits.cold_read_len.get().max(1);
         let commits_max = limits.commits_in_flight_max as usize;
         block_sigpipe().map_err(|errno| SetupError::Other { errno: errno_of(errno) })?;
         Ok(Self {
-            disk: DiskTable::new(commits_max, reads_max as usize, limits.slabs_max()),
+            disk: DiskTable::new(commits_max, limits.cold_reads_max(), limits.slabs_max()),
             conns: ConnTable::new(limits.connections_max as usize, pool, reference, ring.features()),
             acceptor: Acceptor::new(listener),
             inbox,
