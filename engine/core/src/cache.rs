@@ -3,17 +3,19 @@
 //! Owns one lease per cached chunk, and the reads that are under way to fill one. A chunk covers a
 //! position range that is aligned to its own length, so that a granule of [`CHUNK_LEN_MIN`] is in at
 //! most one chunk (I7). Scan-resistant: what a reader brought from the disk waits in a short
-//! queue and leaves it unless it is asked for again later; what was written lately, or asked for again, is
-//! in the main queue. Both are given up in order of age, as the arena lays them out, so that whole pages empty at a
+//! queue and leaves it unless it is asked for again later, be it after it had to leave (`ghosts`); what was written
+//! lately, or asked for again, is in the main queue. Both are given up in order of age, as the arena lays them out, so that whole pages empty at a
 //! time; only what is asked for far more often than its likes stays. Several readers of one cold range wait for one
 //! read.
 //!
 //! Units: positions in a segment file. Does not read, does not allocate after construction.
 
 mod evict;
+mod ghosts;
 
 use rustc_hash::FxHashMap;
 
+use self::ghosts::Ghosts;
 use crate::demand::UsualDemand;
 use crate::platform::{CHUNK_LEN_MIN, Lease};
 use crate::types::{ByteCount, Position};
@@ -93,6 +95,7 @@ pub struct ReadCache<L> {
     probation: Ends,
     main: Ends,
     usual_demand: UsualDemand,
+    ghosts: Ghosts,
     /// Lookups so far; wraps.
     lookups: u32,
 }
@@ -110,6 +113,7 @@ impl<L: Lease> ReadCache<L> {
             probation: EMPTY,
             main: EMPTY,
             usual_demand: UsualDemand::default(),
+            ghosts: Ghosts::new(granules),
             lookups: 0,
         }
     }
@@ -171,7 +175,10 @@ impl<L: Lease> ReadCache<L> {
         }
         self.remove_range(uid, position, len);
         let index = self.new_entry(uid, position, len);
-        self.entries[index as usize].queue = Queue::Loading;
+        let entry = &mut self.entries[index as usize];
+        entry.queue = Queue::Loading;
+        // Asked for again, if it was here before.
+        entry.hits = self.ghosts.take(uid, position).map_or(0, |hits| hits.saturating_add(1));
         Some(index)
     }
 

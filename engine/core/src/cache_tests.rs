@@ -165,6 +165,36 @@ fn readers_side_by_side_do_not_evict_what_is_in_use() {
     }
 }
 
+/// What is in use stays even if readers of old data fill all memory between two of its uses: its uses over several stays
+/// show it.
+#[test]
+fn what_returns_between_scans_stays() {
+    let capacity = len(32);
+    let mut cache = ReadCache::<Tag>::new(len(GRANULES));
+    let mut loads = [0; 8];
+    let mut cold = 8;
+    let mut missing = 0;
+    for round in 0..1000 {
+        let wanted = round % 8;
+        let granules: Vec<u64> = if resident(&mut cache, wanted).is_some() { vec![] } else { vec![wanted] };
+        missing += granules.len();
+        for granule in granules.into_iter().chain(cold..cold + 8) {
+            while cache.len() >= capacity {
+                assert!(cache.evict(capacity));
+            }
+            let entry = cache.begin_load(UID, at(granule), len(1)).unwrap();
+            let generation = cache.generation(entry);
+            cache.end_load(entry, generation, Some(tag(granule, len(1))));
+            (0..8).for_each(|_| assert!(resident(&mut cache, granule).is_some()));
+            if let Some(loads) = loads.get_mut(granule as usize) {
+                *loads += 1;
+            }
+        }
+        cold += 8;
+    }
+    assert!(missing < 8 * 8, "reads of what is in use: {loads:?}");
+}
+
 /// Makes room for one granule in a cache of `capacity`, and appends one.
 fn roll(cache: &mut ReadCache<Tag>, capacity: ByteCount, granule: u64) {
     while cache.len() >= capacity {

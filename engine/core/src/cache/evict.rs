@@ -11,7 +11,7 @@ use crate::types::ByteCount;
 /// Share of the arena that once-read chunks may fill before they are evicted first.
 const PROBATION_SHARE: u64 = 4;
 
-/// Uses that count after which a chunk read from the disk stays.
+/// Uses that count after which a chunk read from the disk stays; those of earlier stays and each new read among them.
 const REUSES_MIN: u32 = 2;
 
 impl<L: Lease> ReadCache<L> {
@@ -26,6 +26,10 @@ impl<L: Lease> ReadCache<L> {
         };
         match index {
             Some(index) => {
+                let entry = &self.entries[index as usize];
+                if entry.queue == Queue::Probation {
+                    self.ghosts.note(entry.uid, entry.position, entry.hits);
+                }
                 self.unlink(index);
                 self.release(index);
                 true
