@@ -31,7 +31,7 @@ pub struct FetchPlan {
     pub cold_len: u64,
     /// Where the connections start that never read.
     pub stalled: Vec<i64>,
-    /// Fetches of [`PRIME_LEN`] that cover the hot range once, before anything is measured.
+    /// Fetches of [`PRIME_LEN`] that cover the hot range once; asked for before anything is measured.
     pub prime_hot: Vec<i64>,
     /// The same for old data, as much as an engine path has memory, at the end of the last cold reader's run where
     /// no window comes: that memory is then full and being recycled, as it is in a server that has run for a while.

@@ -1,7 +1,7 @@
 //! What fio gets from the same device, for what is measured in relation to that: reading what others catch up with,
 //! or writing blocks as an append does. Serves nobody, so there is nothing to verify and no latency.
 //!
-//! A reader is one job, direct, 1 MiB, depth 1. A writer is one job a partition, one write at a time each, direct,
+//! A reader is a job, direct, depth 1, with reads as long as its fetches. A writer is one job a partition, one write at a time each, direct,
 //! durable by `O_DSYNC`: no index and no roll. Its files are either reserved, so that every write changes their
 //! extents, as those of a growing log do, or of a segment's length and written already.
 
@@ -35,20 +35,34 @@ pub(super) fn run(env: &Env, cell: &Cell<'_>, round: usize) -> Result<Round> {
     }
 }
 
-/// Over every segment that holds a byte of what is caught up with.
+/// One job over every segment that holds a byte of what is caught up with; else for each cold reader a job over those of
+/// its share, for as long as a window.
 fn read(env: &Env, cell: &Cell<'_>, round: usize) -> Result<Round> {
-    let (Some(log), Some(len)) = (cell.log, cell.workload.catch_up_len()) else {
-        return Err(fail("the workload has nothing to catch up with"));
+    let (Some(log), Some(cold)) = (cell.log, &cell.workload.cold) else {
+        return Err(fail("the workload has no readers of old data"));
     };
     let mut command = fio(env);
-    command.args(["--readonly", "--rw=read", "--bs=1M", "--file_service_type=sequential", "--numjobs=1"]);
-    let files: Vec<_> =
-        log.file_ranges(log.len() - len..log.len()).into_iter().map(|(at, _)| log.path(at)).collect();
-    command.arg(format!("--filename={}", files.into_iter().map(name_of).collect::<Vec<_>>().join(":")));
+    command.args(["--readonly", "--rw=read", "--file_service_type=sequential", "--thread", "--group_reporting"]);
+    command.arg(format!("--bs={}", cold.max_bytes));
+    let ranges = match cold.behind_len {
+        Some(len) => vec![log.len() - len..log.len()],
+        None => {
+            command.arg("--time_based").arg(format!("--runtime={}ms", ms(env.window_seconds(cell.workload))));
+            let share = cell.plan.cold_len / cold.readers as u64;
+            (0..cold.readers as u64).map(|reader| reader * share..(reader + 1) * share).collect()
+        }
+    };
+    for (job, range) in ranges.iter().enumerate() {
+        let files = log.file_ranges(range.clone()).into_iter().map(|(at, _)| name_of(log.path(at)));
+        command.arg(format!("--name=reader-{job}"));
+        command.arg(format!("--filename={}", files.collect::<Vec<_>>().join(":")));
+    }
     let read = output(command, "read")?;
     let rate = read.len / 1e9 / read.seconds;
-    let metrics = Metrics { catch_up_gb_per_s: Some(rate), cold_gb_per_s: Some(rate), ..Metrics::default() };
-    Ok(round_of(cell, round, metrics, "one job, direct, 1 MiB, depth 1, psync".to_string(), &read))
+    let caught_up = cold.behind_len.map(|_| rate);
+    let metrics = Metrics { catch_up_gb_per_s: caught_up, cold_gb_per_s: Some(rate), ..Metrics::default() };
+    let note = format!("{} job(s), direct, {} KiB, depth 1, psync", ranges.len(), cold.max_bytes >> 10);
+    Ok(round_of(cell, round, metrics, note, &read))
 }
 
 /// Over files of its own.
@@ -57,7 +71,7 @@ fn write(env: &Env, cell: &Cell<'_>, append: &Append, round: usize) -> Result<Ro
     std::fs::create_dir_all(&dir).map_err(BenchError::file("create", &dir))?;
     let shape = shape_of(env, cell.workload, append);
     let mut command = fio(env);
-    command.args(["--rw=write", "--sync=dsync", "--thread", "--group_reporting"]);
+    command.args(["--name=writer", "--rw=write", "--sync=dsync", "--thread", "--group_reporting"]);
     command.arg(format!("--numjobs={}", append.partitions));
     command.arg(format!("--directory={}", name_of(&dir)));
     if cell.path.calibration == Some(Calibration::Overwrite) {
@@ -67,7 +81,6 @@ fn write(env: &Env, cell: &Cell<'_>, append: &Append, round: usize) -> Result<Ro
         command.arg("--fallocate=posix").arg(format!("--size={}", share.next_multiple_of(ALIGN)));
     }
     command.arg(format!("--bssplit={}", split(&shape)));
-    let ms = |seconds: f64| (seconds * 1e3) as u64;
     command.arg(format!("--runtime={}ms", ms(env.window_seconds(cell.workload))));
     command.arg(format!("--ramp_time={}ms", ms(cell.workload.warmup_seconds)));
     let written = output(command, "write");
@@ -79,6 +92,10 @@ fn write(env: &Env, cell: &Cell<'_>, append: &Append, round: usize) -> Result<Ro
     let mut round = round_of(cell, round, metrics, note, &written);
     round.extra.insert("write_len_mean", written.len / written.count);
     Ok(round)
+}
+
+fn ms(seconds: f64) -> u64 {
+    (seconds * 1e3) as u64
 }
 
 /// Lengths of writes and how many of each.
@@ -117,7 +134,7 @@ fn split(shape: &Shape) -> String {
 
 fn fio(env: &Env) -> Command {
     let mut command = Command::new("fio");
-    command.args(["--name=calibrate", "--output-format=json", "--direct=1", "--ioengine=psync"]);
+    command.args(["--output-format=json", "--direct=1", "--ioengine=psync"]);
     command.arg(format!("--cpus_allowed={}", env.server_core));
     command
 }

@@ -134,7 +134,7 @@ pub static PATHS: &[Path] = &[
     },
     Path {
         name: "fio_direct",
-        about: "no server: fio with one job, direct, 1 MiB, depth 1, over what readers catch up with",
+        about: "no server: fio, direct, depth 1: one job over what readers catch up with, or one for each cold reader",
         fetch: true,
         cold: true,
         calibration: Some(Calibration::Read),
@@ -337,7 +337,7 @@ impl Path {
     pub fn unfit_for(&self, workload: &Workload) -> Option<&'static str> {
         let (able, why) = match workload.kind {
             Kind::Fetch if self.calibration.is_some() && self.fetch => {
-                (workload.catch_up_len().is_some(), "only readers that catch up need it")
+                (workload.cold.is_some(), "only readers of old data need it")
             }
             Kind::Fetch if workload.is_cold() && self.fetch => {
                 (self.cold, "the path serves from memory only, the workload reads more than memory holds")
