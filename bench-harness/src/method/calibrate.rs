@@ -42,7 +42,13 @@ fn read(env: &Env, cell: &Cell<'_>, round: usize) -> Result<Round> {
         return Err(fail("the workload has no readers of old data"));
     };
     let mut command = fio(env);
-    command.args(["--readonly", "--rw=read", "--file_service_type=sequential", "--thread", "--group_reporting"]);
+    command.args([
+        "--readonly",
+        "--rw=read",
+        "--file_service_type=sequential",
+        "--thread",
+        "--group_reporting",
+    ]);
     command.arg(format!("--bs={}", cold.max_bytes));
     let ranges = match cold.behind_len {
         Some(len) => vec![log.len() - len..log.len()],
