@@ -3,6 +3,7 @@
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use rohrpost_engine_core::disk::{Caching, Disk, Errno, OpenMode};
 use rohrpost_engine_core::ops::{DiskOp, Driver, Event, Token, Write};
@@ -10,7 +11,7 @@ use rohrpost_engine_core::platform::Chunk;
 use rohrpost_engine_core::types::{ByteCount, Position};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use super::{LinuxTypes, Options, Rig, arena, patterned, skip};
+use super::{LinuxTypes, Options, PATIENCE, Rig, arena, patterned, skip};
 use crate::disk::LinuxDisk;
 
 const ROLE: &str = "ROHRPOST_TEST_LIMIT";
@@ -55,7 +56,7 @@ where
     };
     let first = rig.until("the first connection", accepted);
     (0..20).for_each(|_| rig.turn());
-    assert!(rig.events.is_empty(), "there is no descriptor for another connection");
+    assert!(rig.events.is_empty(), "there is no descriptor for another connection: {:?}", rig.kinds());
     rig.close(first);
     let second = rig.until("the second connection", accepted);
     assert_ne!(first, second);
@@ -63,6 +64,7 @@ where
 
 /// Takes every descriptor the process may still open: more than a few, whatever it has inherited.
 pub(crate) fn exhaust_descriptors() -> Vec<std::fs::File> {
+    let_threads_rest();
     let open = std::fs::read_dir("/proc/self/fd").expect("procfs");
     let numbers = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u64>().ok());
     let limit = numbers.max().expect("standard input at least") + 8;
@@ -70,6 +72,33 @@ pub(crate) fn exhaust_descriptors() -> Vec<std::fs::File> {
     setrlimit(Resource::Nofile, Rlimit { current: Some(limit), maximum: old.maximum })
         .expect("limits may be lowered");
     std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect()
+}
+
+/// Looks in a row that must find every thread asleep: one of them may wait for another in the middle of its start.
+const RESTING_LOOKS: usize = 5;
+
+/// Waits until every other thread sleeps, so that none holds a descriptor that comes back later.
+///
+/// A thread that starts allocates, and where so many threads do, the C library counts the processors first: it opens
+/// `/sys/devices/system/cpu/online`. On a busy machine that is long after the thread was made.
+pub(crate) fn let_threads_rest() {
+    let me = rustix::thread::gettid().as_raw_nonzero().to_string();
+    let mut looks = 0;
+    let started = Instant::now();
+    while looks < RESTING_LOOKS {
+        assert!(started.elapsed() < PATIENCE, "a thread does not come to rest");
+        std::thread::sleep(Duration::from_millis(1));
+        let tasks = std::fs::read_dir("/proc/self/task").expect("procfs");
+        let mut others = tasks.filter_map(Result::ok).filter(|task| *task.file_name() != *me);
+        looks = if others.all(|task| sleeps(&task.path())) { looks + 1 } else { 0 };
+    }
+}
+
+/// Whether a thread sleeps; one that is gone does.
+fn sleeps(task: &Path) -> bool {
+    let Ok(stat) = std::fs::read_to_string(task.join("stat")) else { return true };
+    // The state follows the name, which stands in brackets and may hold some.
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S'))
 }
 
 /// A full file system: the write fails as full or comes back short, its memory is free again, and once

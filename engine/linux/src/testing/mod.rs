@@ -26,6 +26,9 @@ use crate::net::{ListenOptions, Listener};
 /// How long a test waits before it calls something lost.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Turns that it makes in any case: time also passes while the whole process is stopped.
+const TURNS_MIN: u32 = 50;
+
 /// A platform made of this crate's types; every driver's is.
 pub(crate) trait LinuxTypes:
     Platform<File = LinuxFile, Chunk = LinuxChunk, Lease = LinuxLease, Slab = LinuxSlab>
@@ -90,16 +93,23 @@ where
         what: &str,
         mut pick: impl FnMut(&mut Event<D::Platform>) -> Option<T>,
     ) -> T {
-        let started = Instant::now();
+        let (started, mut turns) = (Instant::now(), 0);
         loop {
             let found = self.events.iter_mut().enumerate().find_map(|(at, event)| Some((at, pick(event)?)));
             if let Some((at, value)) = found {
                 self.events.remove(at);
                 return value;
             }
-            assert!(started.elapsed() < PATIENCE, "no {what} in {PATIENCE:?}");
+            let patient = started.elapsed() < PATIENCE || turns < TURNS_MIN;
+            assert!(patient, "no {what} in {PATIENCE:?}, but: {:?}", self.kinds());
             self.turn();
+            turns += 1;
         }
+    }
+
+    /// What events there are.
+    pub(crate) fn kinds(&self) -> Vec<&'static str> {
+        self.events.iter().map(kind_of).collect()
     }
 
     pub(crate) fn disk(&mut self, op: DiskOp<D::Platform>) {
@@ -164,6 +174,18 @@ where
             Event::FileSent { conn, result } if *conn == id => Some(*result),
             _ => None,
         })
+    }
+}
+
+fn kind_of<P: LinuxTypes>(event: &Event<P>) -> &'static str {
+    match event {
+        Event::Accepted { .. } => "accepted",
+        Event::Received { .. } => "received",
+        Event::Sent { .. } => "sent",
+        Event::FileSent { .. } => "sent from a file",
+        Event::Filled { .. } => "filled",
+        Event::Closed(_) => "closed",
+        _ => "other",
     }
 }
 

@@ -160,6 +160,7 @@ fn accepting_resumes_by_itself() {
     let (options, address) = Options::listening();
     let mut rig = Rig::new(driver(FeatureMask::NONE, options));
     let client = std::net::TcpStream::connect(address).expect("the backlog takes it");
+    limit_bodies::let_threads_rest();
     let before = rustix::process::getrlimit(Resource::Nofile);
     let lowest_free = client.try_clone().expect("a descriptor is free").as_raw_fd() as u64;
     let none_left = Rlimit { current: Some(lowest_free), ..before };

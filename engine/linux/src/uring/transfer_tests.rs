@@ -219,13 +219,18 @@ fn memory_stays_taken_while_the_kernel_reads_it() {
             0 => {
                 rustix::net::sockopt::set_socket_linger(&client, Some(Duration::ZERO)).expect("linger");
                 drop(client);
-                assert!(matches!(rig.sent(id), Err(Errno::CONNRESET | Errno::PIPE)));
+                let ended = rig.sent(id);
+                assert!(matches!(ended, Err(Errno::CONNRESET | Errno::PIPE)), "{ended:?}");
                 rig.close(id);
             }
             // The shard gives up on a peer that still does not read; what has left reaches it all the same.
             _ => {
                 rig.net(NetOp::Close(id));
-                assert_eq!(rig.sent(id), Err(Errno::CANCELED));
+                match rig.sent(id) {
+                    // The socket had room for some after all.
+                    Ok(more) => taken += more,
+                    Err(errno) => assert_eq!(errno, Errno::CANCELED),
+                }
                 rig.until("close", |event| matches!(event, Event::Closed(_)).then_some(()));
                 let mut client = client;
                 expect_pattern(&mut client, taken, round);
