@@ -2,9 +2,9 @@
 //! next start, byte for byte, at its offset.
 //!
 //! The writer is this test binary, started again; it reports every acknowledgement over a pipe before it
-//! does anything else with it. The ledger lives here, in the process that survives.
+//! does anything else with it. The history lives here, in the process that survives: what it may show over all
+//! lives is the checker's to say.
 
-use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -13,6 +13,7 @@ use std::process::{ChildStdout, Stdio};
 use rohrpost_engine::{
     DriverChoice, Durability, Engine, EngineOptions, LogConfig, Offset, Partition, PartitionId, WriteMode,
 };
+use rohrpost_history::{Checker, Event, Rules, Sent, Stored};
 use rohrpost_tests::host;
 use rohrpost_tests::log::{DRIVERS, batch, config, number_of, options, read_all, split};
 use rohrpost_tests::served::modes;
@@ -38,7 +39,11 @@ const STORY: &str = "ROHRPOST_TEST_STORY";
 fn sent(number: u64) -> bytes::Bytes {
     let len =
         [10, 700, 4_000, 17_000, 90_000, 300_000][(number.wrapping_mul(2_654_435_761) >> 16) as usize % 6];
-    batch(number, 1 + number as usize % 4, len + number as usize % 97)
+    batch(number, records_of(number), len + number as usize % 97)
+}
+
+fn records_of(number: u64) -> usize {
+    1 + number as usize % 4
 }
 
 fn configs() -> [LogConfig; PARTITIONS] {
@@ -55,8 +60,8 @@ fn open(engine: &Engine) -> Vec<Partition> {
     configs().into_iter().enumerate().map(open).collect()
 }
 
-/// What one partition has acknowledged: base offset and number of batch.
-type Acked = Vec<(i64, u64)>;
+/// Numbers of a life: more than it can send beyond its last acknowledgement.
+const SENT_MORE: u64 = 1_000;
 
 #[test]
 fn what_a_killed_writer_had_acknowledged_is_there() {
@@ -77,7 +82,7 @@ fn kill_again_and_again(name: &str, shards: usize, cycles: u64) {
     }
     for driver in DRIVERS {
         let dir = tempfile::tempdir().unwrap();
-        let mut acked: [Acked; PARTITIONS] = Default::default();
+        let mut history = Checker::new([Rules::default(); PARTITIONS]);
         let mut sent_end = 0;
         for cycle in 0..if host::is_slow() { CYCLES_SLOW } else { cycles } {
             let story = format!("{driver:?} {shards} {sent_end} {}", dir.path().display());
@@ -86,14 +91,14 @@ fn kill_again_and_again(name: &str, shards: usize, cycles: u64) {
                 command.env(STORY, &story).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
             let lines = BufReader::new(child.stdout.take().unwrap());
             // Killed after so many acknowledgements: at the start, while segments roll, and later.
-            let count = 1 + (cycle * 37) % 150;
-            let end = collect(lines, &mut acked, count, || child.kill().unwrap());
+            let count = 1 + (cycle as usize * 37) % 150;
+            let acked = collect(lines, count, || child.kill().unwrap());
             child.wait().unwrap();
-            sent_end = sent_end.max(end) + 1_000;
+            sent_end = tell(&mut history, sent_end, &acked);
             let shards = 1 + cycle as usize % shards;
-            check(options_for(dir.path(), driver, shards), &acked, sent_end, cycle);
+            check(options_for(dir.path(), driver, shards), &mut history, cycle);
         }
-        assert!(acked.iter().all(|acked| acked.len() > 100), "{driver:?}: a test of something");
+        assert!((0..PARTITIONS).all(|at| history.batches(at) > 100), "{driver:?}: a test of something");
     }
 }
 
@@ -101,14 +106,10 @@ fn options_for(root: &Path, driver: DriverChoice, shards: usize) -> EngineOption
     EngineOptions { cores: vec![None; shards], ..options(root, driver) }
 }
 
-/// Reads the writer's report; kills it after `count` lines and takes what else had got into the pipe.
-fn collect(
-    lines: BufReader<ChildStdout>,
-    acked: &mut [Acked; PARTITIONS],
-    count: u64,
-    kill: impl FnOnce(),
-) -> u64 {
-    let (mut kill, mut seen, mut end) = (Some(kill), 0, 0);
+/// Reads the writer's report, partitions, base offsets and numbers; kills it after `count` lines and takes what else had
+/// got into the pipe.
+fn collect(lines: BufReader<ChildStdout>, count: usize, kill: impl FnOnce()) -> Vec<(usize, i64, u64)> {
+    let (mut kill, mut acked) = (Some(kill), Vec::new());
     for line in lines.lines() {
         let line = line.unwrap();
         assert!(!line.starts_with(WRONG), "{line}");
@@ -118,51 +119,62 @@ fn collect(
             continue;
         }
         let mut next = || words.next().unwrap().parse::<i64>().unwrap();
-        let (partition, base_offset, number) = (next() as usize, next(), next() as u64);
-        acked[partition].push((base_offset, number));
-        end = end.max(number + 1);
-        seen += 1;
-        if seen == count
+        acked.push((next() as usize, next(), next() as u64));
+        if acked.len() == count
             && let Some(kill) = kill.take()
         {
             kill();
         }
     }
-    assert!(seen >= count, "the writer ended by itself after {seen} acknowledgements");
+    assert!(acked.len() >= count, "the writer ended by itself after {} acknowledgements", acked.len());
+    acked
+}
+
+/// One life of the writer, which has sent batches from this number on: to every partition in turn. Returns the first
+/// number of the next life.
+fn tell(history: &mut Checker, first: u64, acked: &[(usize, i64, u64)]) -> u64 {
+    let end = acked.iter().map(|(.., number)| number + 1).max().unwrap_or(first) + SENT_MORE;
+    for number in first..end {
+        let partition = (number - first) as usize % PARTITIONS;
+        let batches = vec![Sent { number, records: records_of(number) as i64 }];
+        // One client per partition and life: what it sends stays in order.
+        let client = first * PARTITIONS as u64 + partition as u64;
+        history.push(&Event::AppendSent { request: number, client, partition, batches });
+    }
+    for (.., base, number) in acked {
+        history.push(&Event::Acked { request: *number, base: *base });
+    }
+    history.push(&Event::Restarted);
     end
 }
 
-fn check(options: EngineOptions, acked: &[Acked; PARTITIONS], sent_end: u64, cycle: u64) {
+/// Reads everything at the next start.
+fn check(options: EngineOptions, history: &mut Checker, cycle: u64) {
     let driver = options.driver;
     let engine = Engine::start(options).unwrap();
     for (index, partition) in open(&engine).iter().enumerate() {
-        let story = format!("{driver:?} cycle {cycle} partition {index}");
         let stored = read_all(partition, Offset::ZERO);
-        let mut next = Offset::ZERO;
-        for batch in &stored {
-            assert_eq!(batch.base_offset, next, "{story}: offsets are dense");
-            next = batch.next_offset;
-        }
-        for (base_offset, number) in &acked[index] {
-            let at = stored.binary_search_by_key(base_offset, |batch| batch.base_offset.get());
-            let at = at.unwrap_or_else(|_| panic!("{story}: acknowledged {base_offset} is lost"));
-            assert!(stored[at].is(&sent(*number)), "{story}: {base_offset} is not what was acknowledged");
-        }
-        // Nothing is served that was not sent, twice, or out of order: acknowledged or not.
-        let mut before = None;
-        for batch in &stored {
+        let log_end = stored.last().map_or(0, |last| last.next_offset.get());
+        let batches = stored.iter().map(|batch| {
             let number = number_of(&batch.bytes);
-            assert!(before < Some(number) && number < sent_end, "{story}: {number} after {before:?}");
-            before = Some(number);
-        }
-        let known: BTreeSet<_> = acked[index].iter().map(|(base_offset, _)| *base_offset).collect();
-        for batch in stored.iter().filter(|batch| !known.contains(&batch.base_offset.get())) {
-            let number = number_of(&batch.bytes);
-            assert!(batch.is(&sent(number)), "{story}: {number} is not what was sent");
-        }
+            Stored { base: batch.base_offset.get(), number: batch.is(&sent(number)).then_some(number) }
+        });
+        let (log_start, high_watermark, batches) = (0, log_end, batches.collect());
+        history.push(&Event::Looked { partition: index, log_start, high_watermark });
+        // Nobody else's number: appends are counted from zero.
+        let request = u64::MAX;
+        history.push(&Event::FetchSent { request, partition: index, from: 0 });
+        history.push(&Event::Fetched { request, log_start, high_watermark, batches });
     }
+    let found = history.violations();
+    assert!(found.is_empty(), "{driver:?} cycle {cycle}: {found:?}");
     // Every other stop is clean, so that both kinds of start are met.
-    if cycle.is_multiple_of(2) { drop(engine) } else { engine.shutdown().map(drop).unwrap() }
+    if cycle.is_multiple_of(2) {
+        drop(engine)
+    } else {
+        engine.shutdown().map(drop).unwrap()
+    }
+    history.push(&Event::Restarted);
 }
 
 /// The child: appends to every partition, eight batches in flight each, and reports. Clients read meanwhile if there

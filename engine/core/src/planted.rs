@@ -2,7 +2,7 @@
 //!
 //! Only with the feature `planted-bugs`, which no shipped build has: without it `is_planted` is a constant, and nothing of
 //! this is compiled. What catches each of them stands in `engine/sim/src/bin/planted.rs`. A bug is planted for the
-//! thread that asks: the simulator runs an engine on one.
+//! thread that asks, since the simulator runs an engine on one, or for a process from its start, as tests are run with.
 
 macro_rules! bugs {
     ($($name:ident: $breaks:literal,)*) => {
@@ -62,12 +62,33 @@ bugs! {
     SealBeforeCommit: "A full segment is sealed while its last commit is not durable.",
     RetryFailedSync: "A failed sync is tried again, and believed.",
     RecoverFromPageCache: "Recovery reads what the page cache says.",
+    ReadPastLease: "An answer's pieces reach to the end of what is frozen, whatever was planned.",
+    KeepProducersEpoch: "The leader epoch is not written into batches.",
+    LowerEpochOnReopen: "The leader epochs of earlier lives are forgotten.",
+    CutInTheMiddle: "Damage in the middle of a log is cut off like a torn tail.",
+    ForgetRecoveryPoint: "Damage below the recovery point is taken for a torn tail.",
+    SkipRewrite: "What recovery accepts is served without being made durable.",
+    RecoverWithoutLock: "Recovery does not wait for what a killed process has in flight.",
+    ReuseBeforeNotification: "Memory that the kernel sends in place is given back before the kernel is done with it.",
+    ReuseLentPage: "A page that was sent by reference is handed out again without having been replaced.",
+    CancelledCountsAsSent: "A send that was taken back counts as sent.",
 }
+
+/// The variable of the environment that names the bug of a process.
+#[cfg(feature = "planted-bugs")]
+pub const VARIABLE: &str = "ROHRPOST_PLANTED_BUG";
 
 #[cfg(feature = "planted-bugs")]
 std::thread_local! {
     static PLANTED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
 }
+
+#[cfg(feature = "planted-bugs")]
+static OF_PROCESS: std::sync::LazyLock<Option<Bug>> = std::sync::LazyLock::new(|| {
+    let name = std::env::var(VARIABLE).ok()?;
+    let bug = Bug::ALL.iter().find(|bug| format!("{bug:?}") == name);
+    Some(*bug.unwrap_or_else(|| panic!("{VARIABLE} names no bug: {name}")))
+});
 
 /// Plants a bug for this thread, in the place of the last one.
 #[cfg(feature = "planted-bugs")]
@@ -76,13 +97,17 @@ pub fn plant(bug: Option<Bug>) {
 }
 
 /// Whether this bug is planted.
+///
+/// # Panics
+/// If the environment names a bug that there is not.
 #[cfg(feature = "planted-bugs")]
-pub(crate) fn is_planted(bug: Bug) -> bool {
-    PLANTED.get() == Some(bug)
+pub fn is_planted(bug: Bug) -> bool {
+    PLANTED.get() == Some(bug) || *OF_PROCESS == Some(bug)
 }
 
 /// Whether this bug is planted: never, in a shipped build.
 #[cfg(not(feature = "planted-bugs"))]
-pub(crate) const fn is_planted(_: Bug) -> bool {
+#[inline]
+pub const fn is_planted(_: Bug) -> bool {
     false
 }

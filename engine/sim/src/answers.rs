@@ -35,9 +35,13 @@ impl Workload {
         self.sent_len += bytes.len() as u64;
         match result {
             Ok(outcome) => {
+                self.tell_fetched(ticket, partition, Some((&outcome, bytes)));
                 self.handle_fetched(partition, &request, at, known, scan, &outcome, bytes, now);
             }
-            Err(error) => self.handle_fetch_error(partition, &request, known, scan, &error),
+            Err(error) => {
+                self.tell_fetched(ticket, partition, None);
+                self.handle_fetch_error(partition, &request, known, scan, &error);
+            }
         }
     }
 

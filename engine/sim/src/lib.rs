@@ -16,6 +16,7 @@ pub mod driver;
 pub mod edits;
 pub mod errors;
 pub mod fault;
+mod history;
 mod life;
 mod limit;
 pub mod memory;

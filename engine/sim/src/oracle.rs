@@ -5,7 +5,9 @@
 //! not sent, or was refused, or was gone after a recovery; a batch is in one place, byte for byte as sent but for base
 //! offset and epoch; offsets are dense; watermarks never go back; readers never see beyond the high watermark.
 
+mod epochs;
 mod marks;
+mod sent;
 
 use std::collections::BTreeMap;
 
@@ -17,6 +19,7 @@ use rohrpost_engine_core::message::{Appended, Watermarks};
 use rohrpost_engine_core::types::Offset;
 
 use crate::batches::split;
+use crate::oracle::epochs::EpochsOfLives;
 use crate::settings::PartitionSettings;
 use crate::storage::End;
 
@@ -72,6 +75,7 @@ pub struct Oracle {
     ends_since_stop: u64,
     /// Whether the partition has been open since the last orderly stop.
     opened_since_stop: bool,
+    epochs: EpochsOfLives,
     /// A power cut may have taken any part of the log, at the level that allows it.
     lossy: bool,
     /// Offsets that a recovery has left without records, begin to end: batches that never got to the device, before
@@ -105,6 +109,7 @@ impl Oracle {
             stopped_end: 0,
             ends_since_stop: 0,
             opened_since_stop: true,
+            epochs: EpochsOfLives::default(),
             lossy: false,
             holes: BTreeMap::new(),
             life: 0,
@@ -134,11 +139,6 @@ impl Oracle {
     /// The log may not end below this when it is opened next.
     pub const fn durable_end(&self) -> i64 {
         self.durable_end
-    }
-
-    /// Whether a batch with these bytes was ever sent, as far as they go.
-    pub fn knows(&self, header: &BatchHeader, bytes: &[u8]) -> bool {
-        self.find(header, bytes).is_some()
     }
 
     /// Registers what is about to be sent. Returns how to refer to it.
@@ -235,6 +235,7 @@ impl Oracle {
             placed.epoch = epoch;
             let life = self.sent[index].life;
             assert!(life <= self.life, "a batch of life {life} in life {}", self.life);
+            self.epochs.check_served(base, epoch, life);
         }
     }
 
@@ -357,6 +358,7 @@ impl Oracle {
         self.marks = Watermarks::default();
         (self.durable_end, self.start_max, self.start_confirmed, self.acked_end) = (0, 0, 0, 0);
         self.stopped_end = 0;
+        self.epochs.forget();
     }
 
     /// A deletion failed: the partition is there as before, or gone.
@@ -370,6 +372,7 @@ impl Oracle {
         self.start_max = i64::MAX;
         self.marks = Watermarks { leader_epoch: self.marks.leader_epoch, ..Watermarks::default() };
         self.maybe_deleted = true;
+        self.epochs.forget();
     }
 
     /// An answer below the log's start has told where the log starts now.
@@ -386,9 +389,16 @@ impl Oracle {
         assert_eq!(bytes.len(), first, "an answer longer than asked for holds more than one batch");
     }
 
+    /// What may be gone at its level once the power has failed, or a write-back: records from here on.
+    pub fn may_lose(&self) -> Option<i64> {
+        let written = self.settings.config.durability == Durability::Written;
+        written.then(|| self.start_confirmed.max(self.stopped_end))
+    }
+
     /// A life has ended by force.
     pub fn handle_end(&mut self, end: End, faulty: bool) {
         self.ends_since_stop += 1;
+        self.epochs.handle_end();
         self.shrinks = false;
         // At this level a failed write-back takes as much as a power cut: the page cache shows what no device has.
         if end == End::PowerCut || faulty {
@@ -398,9 +408,8 @@ impl Oracle {
 
     /// What is only written may be gone.
     fn lose_written(&mut self) {
-        if self.settings.config.durability == Durability::Written {
-            self.durable_end = self.start_confirmed.max(self.stopped_end);
-            self.lossy = true;
+        if let Some(from) = self.may_lose() {
+            (self.durable_end, self.lossy) = (from, true);
         }
     }
 
@@ -408,6 +417,11 @@ impl Oracle {
     pub fn handle_stopped(&mut self) {
         self.stopped_end = self.marks.log_end_offset.get();
         (self.ends_since_stop, self.opened_since_stop) = (0, false);
+    }
+
+    /// The marker of an orderly stop is about to be written, and may be there whatever comes of it.
+    pub const fn handle_stopping(&mut self) {
+        self.epochs.handle_stopping();
     }
 
     /// A partition was opened in a new life.
@@ -433,6 +447,7 @@ impl Oracle {
         self.check_start(start);
         let epoch = (before.leader_epoch.get(), marks.leader_epoch.get());
         assert!(epoch.1 >= epoch.0, "the epoch went back from {} to {}", epoch.0, epoch.1);
+        self.epochs.handle_opened(self.life, epoch);
         if !std::mem::replace(&mut self.opened_since_stop, true) {
             assert!(start >= before.log_start_offset.get(), "{marks:?} after a clean stop at {before:?}");
             assert!(end >= before.log_end_offset.get(), "{marks:?} after a clean stop at {before:?}");

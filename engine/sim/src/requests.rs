@@ -5,6 +5,7 @@ use rohrpost_engine_core::fetch::FetchRequest;
 use rohrpost_engine_core::message::{PartitionId, Request, Ticket};
 use rohrpost_engine_core::ops::Now;
 use rohrpost_engine_core::types::{ByteCount, Offset};
+use rohrpost_history::Event;
 
 use crate::settings::Settings;
 use crate::workload::{Asked, Standing, Workload};
@@ -72,9 +73,12 @@ impl Workload {
             bytes.extend(self.batches.make(&mut self.prng, now.wall, value_len_max, len_max));
         }
         let bytes = Bytes::from(bytes);
-        let sent = Some(oracle.send(&bytes));
+        let sent = oracle.send(&bytes);
+        let batches = oracle.batches_of(sent.clone());
         let request = Request::Append { partition: PartitionId(partition as u32), batches: bytes };
-        (self.ask(partition, Asked::Append { sent }), request)
+        let ticket = self.ask(partition, Asked::Append { sent: Some(sent) });
+        self.history.append(ticket.0, partition, batches);
+        (ticket, request)
     }
 
     fn draw_fetch(&mut self, partition: usize) -> FetchRequest {
@@ -100,7 +104,9 @@ impl Workload {
         scan: bool,
     ) -> (Ticket, Request) {
         let known = self.oracles[partition].marks();
-        (self.ask(partition, Asked::Fetch { request, at: now, known, scan }), Request::Fetch(request))
+        let ticket = self.ask(partition, Asked::Fetch { request, at: now, known, scan });
+        self.history.push(&Event::FetchSent { request: ticket.0, partition, from: request.offset.get() });
+        (ticket, Request::Fetch(request))
     }
 
     /// Cancels a fetch, which may have been answered meanwhile. The cancellation itself gets no answer.
@@ -120,6 +126,7 @@ impl Workload {
             1 => end + 1 + self.prng.below(100) as i64,
             _ => start + self.prng.below((end - start) as u64 + 1) as i64,
         };
+        self.history.trim(partition, before);
         self.oracles[partition].delete_records(before);
         let request =
             Request::DeleteRecords { partition: PartitionId(partition as u32), before: Offset::new(before) };

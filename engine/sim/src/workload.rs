@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 
 use rohrpost_engine_core::error::{AppendError, PartitionError};
-use rohrpost_engine_core::fetch::FetchRequest;
+use rohrpost_engine_core::fetch::{FetchOutcome, FetchRequest};
 use rohrpost_engine_core::message::{PartitionId, Reply, Request, Ticket, Watermarks};
 use rohrpost_engine_core::ops::Now;
 use rohrpost_engine_core::types::{ByteCount, Offset, Timestamp};
+use rohrpost_history::Event;
 
 use crate::batches::Batches;
 use crate::coverage::{Happening, State, States};
 use crate::disk::SimDisk;
+use crate::history::{History, stored};
 use crate::oracle::Oracle;
 use crate::platform::SimPlatform;
 use crate::prng::Prng;
@@ -46,6 +48,7 @@ pub(crate) enum Standing {
 /// Clients and what they know.
 pub(crate) struct Workload {
     pub(crate) oracles: Vec<Oracle>,
+    pub(crate) history: History,
     pub(crate) standing: Vec<Standing>,
     pub(crate) outstanding: BTreeMap<u64, (usize, Asked)>,
     /// Whether operations may fail in this life by chance, or room may be short.
@@ -75,6 +78,7 @@ impl Workload {
         let oracles: Vec<_> = settings.partitions.iter().cloned().map(Oracle::new).collect();
         Self {
             standing: vec![Standing::Closed; oracles.len()],
+            history: History::new(&settings.partitions),
             oracles,
             outstanding: BTreeMap::new(),
             ailing: false,
@@ -100,12 +104,18 @@ impl Workload {
         self.stopping = false;
         self.stalled = false;
         self.stopped.clear();
-        for (oracle, standing) in self.oracles.iter_mut().zip(&mut self.standing) {
+        for (partition, standing) in self.standing.iter_mut().enumerate() {
+            let oracle = &mut self.oracles[partition];
             oracle.handle_end(end, faulty);
+            if let Some(from) = oracle.may_lose().filter(|_| end == End::PowerCut || faulty) {
+                self.history.push(&Event::MayHaveLost { partition, from });
+            }
             if std::mem::replace(standing, Standing::Closed) == Standing::Deleting {
                 oracle.forget_promises();
+                self.history.handle_deleted(partition, false);
             }
         }
+        self.history.push(&Event::Restarted);
     }
 
     /// Whether operations may fail at the moment, or have failed in this life.
@@ -116,6 +126,11 @@ impl Workload {
     /// Whether every partition has been opened and read.
     pub(crate) fn is_ready(&self) -> bool {
         self.standing.iter().all(|standing| *standing == Standing::Open)
+    }
+
+    /// The engine is about to say on disk that it stops in order.
+    pub(crate) fn handle_stopping(&mut self) {
+        self.oracles.iter_mut().for_each(Oracle::handle_stopping);
     }
 
     /// The engine has stopped in order.
@@ -209,7 +224,10 @@ impl Workload {
 
     /// Nobody waits for this answer any more.
     pub(crate) fn forget(&mut self, ticket: Ticket) {
-        self.outstanding.remove(&ticket.0);
+        let asked = self.outstanding.remove(&ticket.0);
+        if let Some((_, Asked::Append { sent: Some(_) } | Asked::Fetch { .. })) = asked {
+            self.history.push(&Event::Unknown { request: ticket.0 });
+        }
     }
 
     /// An answer has come on a way that does not keep the order of acknowledgements.
@@ -232,7 +250,12 @@ impl Workload {
             (Asked::Append { sent }, Reply::Appended(result)) => match sent {
                 Some(sent) => {
                     self.acked += u64::from(result.is_ok());
-                    let faulty = self.is_faulty();
+                    let (request, faulty) = (ticket.0, self.is_faulty());
+                    self.history.push(&match &result {
+                        Ok(appended) => Event::Acked { request, base: appended.base_offset.get() },
+                        Err(AppendError::Failed(_) | AppendError::Closing) => Event::Unknown { request },
+                        Err(_) => Event::Refused { request },
+                    });
                     self.oracles[partition].handle_appended(sent, &result, faulty);
                 }
                 None => self.check_refused(&result),
@@ -241,17 +264,23 @@ impl Workload {
                 Ok(fetched) => {
                     let bytes: Vec<u8> =
                         fetched.pieces.iter().flat_map(|piece| piece.as_ref()).copied().collect();
+                    self.tell_fetched(ticket, partition, Some((&fetched.outcome, &bytes)));
                     self.handle_fetched(partition, &request, at, known, scan, &fetched.outcome, &bytes, now);
                 }
-                Err(error) => self.handle_fetch_error(partition, &request, known, scan, &error),
+                Err(error) => {
+                    self.tell_fetched(ticket, partition, None);
+                    self.handle_fetch_error(partition, &request, known, scan, &error);
+                }
             },
             (Asked::Watermarks, Reply::Watermarks(result)) => {
                 if let Ok(marks) = result {
+                    self.history.handle_marks(partition, marks);
                     self.oracles[partition].handle_marks(marks);
                 }
             }
             (Asked::DeleteRecords, Reply::RecordsDeleted(result)) => {
                 if let Ok(start) = result {
+                    self.history.handle_trimmed(partition, start.get());
                     self.oracles[partition].handle_records_deleted(start.get());
                 }
             }
@@ -260,6 +289,7 @@ impl Workload {
                 match result {
                     Ok(()) => {
                         self.note(Happening::PartitionDeleted);
+                        self.history.handle_deleted(partition, true);
                         self.oracles[partition].handle_deleted();
                     }
                     Err(error) => self.handle_delete_failed(partition, &error),
@@ -274,6 +304,10 @@ impl Workload {
         match result {
             Ok(marks) => {
                 let faulty = self.is_faulty();
+                if let Some(from) = self.oracles[partition].may_lose().filter(|_| faulty) {
+                    self.history.push(&Event::MayHaveLost { partition, from });
+                }
+                self.history.handle_opened(partition, marks);
                 self.oracles[partition].handle_opened(marks, faulty);
                 self.standing[partition] = Standing::Scanning(marks.log_start_offset.get());
                 self.finish_scan(partition);
@@ -292,7 +326,24 @@ impl Workload {
         if matches!(error, PartitionError::Closing) {
             return; // it was refused before anything was done
         }
+        self.history.handle_deleted(partition, false);
         self.oracles[partition].handle_delete_failed();
+    }
+
+    /// The history learns what a fetch has brought, if it has brought anything.
+    pub(crate) fn tell_fetched(
+        &mut self,
+        ticket: Ticket,
+        partition: usize,
+        fetched: Option<(&FetchOutcome, &[u8])>,
+    ) {
+        match fetched {
+            Some((outcome, bytes)) => {
+                let batches = stored(&self.oracles[partition], bytes);
+                self.history.handle_fetched(ticket.0, partition, outcome, batches);
+            }
+            None => self.history.push(&Event::Unknown { request: ticket.0 }),
+        }
     }
 
     pub(crate) fn finish_scan(&mut self, partition: usize) {

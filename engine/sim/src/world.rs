@@ -356,6 +356,7 @@ impl World {
             limit.check(life, &self.workload);
         }
         let stopped = self.workload.stopped.iter().all(Result::is_ok);
+        self.workload.handle_stopping();
         let marker = log_dir.close_clean();
         let dark = self.disk.storage().ended().is_some();
         assert!(marker.is_ok() || dark || self.workload.is_faulty(), "{marker:?}");

@@ -32,6 +32,8 @@ struct State {
     changes_left: Option<u64>,
     /// Calls of this action on a path that contains this text fail so.
     fault: Option<(&'static str, String, Errno)>,
+    /// Only the first of them.
+    fault_ends: bool,
     no_direct: bool,
 }
 
@@ -153,6 +155,12 @@ impl MemoryDisk {
         self.state().fault = Some((action, text.to_owned(), errno));
     }
 
+    /// As [`MemoryDisk::fail`], for the next such call alone.
+    pub(crate) fn fail_once(&self, action: &'static str, text: &str, errno: Errno) {
+        self.fail(action, text, errno);
+        self.state().fault_ends = true;
+    }
+
     /// Ends [`MemoryDisk::fail`].
     pub(crate) fn heal(&self) {
         self.state().fault = None;
@@ -179,16 +187,19 @@ impl MemoryDisk {
 
     /// The state, for a call that only reads.
     fn look(&self, action: &'static str, path: &Path) -> Result<MutexGuard<'_, State>, DiskError> {
-        let state = self.state();
+        let mut state = self.state();
         if state.changes_left == Some(0) {
             return Err(error(action, path, Errno::IO));
         }
-        match &state.fault {
-            Some((at, text, errno)) if *at == action && path.to_string_lossy().contains(text) => {
-                Err(error(action, path, *errno))
-            }
-            _ => Ok(state),
+        let Some((at, text, errno)) = &state.fault else { return Ok(state) };
+        if *at != action || !path.to_string_lossy().contains(text) {
+            return Ok(state);
         }
+        let error = error(action, path, *errno);
+        if std::mem::take(&mut state.fault_ends) {
+            state.fault = None;
+        }
+        Err(error)
     }
 }
 

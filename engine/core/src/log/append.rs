@@ -171,7 +171,9 @@ impl<P: Platform> Partition<P> {
             let (start, body) = batch.split_at(HEADER_LEN);
             let mut patched = [0; HEADER_LEN];
             patched.copy_from_slice(start);
-            batch::patch(&mut patched, offset, self.leader_epoch);
+            let epoch =
+                if is_planted(Bug::KeepProducersEpoch) { header.leader_epoch() } else { self.leader_epoch };
+            batch::patch(&mut patched, offset, epoch);
             let mut crc = Crc32c::new();
             crc.update(&start[CRC_START..]);
             self.tail.write(uid, position, &patched, None);

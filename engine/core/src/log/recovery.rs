@@ -22,7 +22,7 @@ use crate::log::verdict::{Verdict, torn_len};
 use crate::log::{LogConfig, OnDamage};
 use crate::planted::{Bug, is_planted};
 use crate::platform::Platform;
-use crate::types::ByteCount;
+use crate::types::{ByteCount, Offset};
 
 /// Opens a partition, or creates it.
 ///
@@ -104,7 +104,7 @@ impl<D: Disk> Opening<'_, D> {
         let cut = plan.segments.iter().any(|(_, verdict)| *verdict == Verdict::End);
         let is_empty = plan.segments.is_empty();
         let segments = self.finish::<P>(plan, topic_id, &mut report)?;
-        epochs.truncate(end);
+        epochs.truncate(if is_planted(Bug::LowerEpochOnReopen) { Offset::new(-1) } else { end });
         if !self.clean || cut {
             epochs.raise(end);
         }

@@ -144,6 +144,20 @@ fn a_failed_sync_fails_the_seal_and_a_full_device_only_costs_companions() {
     }
 }
 
+/// A device that fails one sync has lost what that covered: the next one succeeds and means nothing.
+#[test]
+fn a_failed_sync_is_not_tried_again() {
+    let disk = killed_with(&batches(0, 100, 100));
+    for path in [".log", ".timeindex"] {
+        let disk = disk.fork();
+        let dir = log_dir(&disk);
+        let mut opened = try_open(&dir, &config()).unwrap();
+        disk.fail_once("sync", path, Errno::IO);
+        assert!(seal_active(&dir, &mut opened).is_err(), "{path}");
+        assert_eq!(disk.get("/data/recovery-point-offset-checkpoint"), None, "{path}");
+    }
+}
+
 /// Once the offset index of a sealed segment is on disk and its time index is not, believing them would lose its latest
 /// timestamp, and retention would delete it too early.
 #[test]

@@ -61,7 +61,8 @@ pub(crate) fn judge<D: Disk>(
     behind: Behind,
     past: &Past,
 ) -> Result<Verdict, DiskError> {
-    let recovery_point = past.recovery_point;
+    let recovery_point =
+        if is_planted(Bug::ForgetRecoveryPoint) { Offset::ZERO } else { past.recovery_point };
     let Ending::Damage(damage) = &found.ending else {
         // Segments behind a gap that hold nothing were made for batches that never got this far.
         let behind_gap = behind.next_base.is_some_and(|base| base != found.next_offset);
@@ -82,6 +83,9 @@ pub(crate) fn judge<D: Disk>(
     }
     if let Some(format) = reader.foreign_format(found.end, found.next_offset)? {
         return Ok(Verdict::Foreign(format));
+    }
+    if is_planted(Bug::CutInTheMiddle) {
+        return Ok(Verdict::End);
     }
     if past.clean && !only_zeros {
         return Ok(Verdict::Corrupt(format!("{damage}, in a log that was closed cleanly")));

@@ -9,6 +9,7 @@ use crate::limits::FETCH_LEN_MAX;
 use crate::log::partition::{Origin, Partition, PartitionState};
 use crate::message::Reply;
 use crate::ops::{Now, Ops, SendHow};
+use crate::planted::{Bug, is_planted};
 use crate::platform::{CHUNK_LEN_MIN, Lease, Platform};
 use crate::service::Service;
 use crate::shard::Core;
@@ -279,7 +280,7 @@ impl<P: Platform, C> Core<P, C> {
             let (uid, at, end) = (stream.uid, stream.at, stream.end);
             match partition.glance(&mut self.memory, uid, at, end) {
                 Glance::Resident { lease, start, end: to, .. } => {
-                    let to = to.min(end);
+                    let to = if is_planted(Bug::ReadPastLease) { to } else { to.min(end) };
                     let piece = lease.slice(at.since(start).as_usize()..to.since(start).as_usize());
                     stream.at = to;
                     stream.pieces.push(piece);
@@ -329,7 +330,8 @@ impl<P: Platform, C> Core<P, C> {
             Glance::Resident { lease, start, end: to, written } => {
                 let shared = is_shared(lease.sent_before(), to.since(start), written) && self.memory.lends();
                 let how = hand_over(PieceFacts { len, shared, zero_copy, forced }, self.modes);
-                let to = to.min(end).min(at.plus(ByteCount::of_usize(len_max)));
+                let to = if is_planted(Bug::ReadPastLease) { to } else { to.min(end) };
+                let to = to.min(at.plus(ByteCount::of_usize(len_max)));
                 Some((lease.slice(at.since(start).as_usize()..to.since(start).as_usize()), how))
             }
             glance => {

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use rohrpost_engine_core::ops::Event;
+use rohrpost_engine_core::planted::{Bug, is_planted};
 use rohrpost_engine_core::platform::{Platform, SLAB_LEN};
 
 use super::owned::GRANULE_LEN;
@@ -137,6 +138,10 @@ impl StalePages {
         while rest != 0 {
             let page = rest.trailing_zeros() as usize;
             rest &= rest - 1;
+            if is_planted(Bug::ReuseLentPage) {
+                backed |= 1 << page;
+                continue;
+            }
             // SAFETY: [U5] the page was wanted, so nobody owns any of it, and nobody will before it counts
             // as replaced.
             let renewed = unsafe { self.slab.memory().renew(page * HUGE_PAGE_LEN, HUGE_PAGE_LEN) };

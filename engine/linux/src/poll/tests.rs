@@ -8,7 +8,9 @@ use rohrpost_engine_core::platform::Arena;
 use super::*;
 use crate::helper::{Helper, RunStep};
 use crate::inbox::Mailbox;
-use crate::testing::{Options, Rig, disk_bodies, limit_bodies, net_bodies, pipe_bodies, reference_bodies};
+use crate::testing::{
+    Options, Rig, disk_bodies, limit_bodies, net_bodies, pipe_bodies, recall_bodies, reference_bodies,
+};
 
 struct NoReplies;
 
@@ -97,6 +99,7 @@ bodies! {
     pipe_bodies::refused_fills_say_why => refused_fills_say_why();
     pipe_bodies::cached_reads_bring_the_same_bytes => cached_reads_bring_the_same_bytes();
     pipe_bodies::dropped_with_full_pipes => dropped_with_full_pipes();
+    recall_bodies::a_recalled_send_was_not_sent => a_recalled_send_was_not_sent();
 }
 
 #[test]

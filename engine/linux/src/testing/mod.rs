@@ -5,6 +5,7 @@ pub(crate) mod disk_bodies;
 pub(crate) mod limit_bodies;
 pub(crate) mod net_bodies;
 pub(crate) mod pipe_bodies;
+pub(crate) mod recall_bodies;
 pub(crate) mod reference_bodies;
 
 use std::io::{Read, Write};

@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use rohrpost_engine_core::ops::{ConnId, SEND_PARTS_MAX, Send, SendFile};
+use rohrpost_engine_core::planted::{Bug, is_planted};
 
 use super::UringPlatform;
 use super::disk_ops::NO_IOVEC;
@@ -137,6 +138,12 @@ impl Conn {
         self.message.msg_iovlen = count;
         &raw const self.message
     }
+}
+
+/// Bytes that have left of a send that was taken back while it waited: none.
+pub(super) fn left_before_recall(send: &Send<UringPlatform>) -> usize {
+    let whole = || send.parts.iter().map(|part| part.as_ref().len()).sum::<usize>() - send.skip;
+    if is_planted(Bug::CancelledCountsAsSent) { whole() } else { 0 }
 }
 
 const EMPTY_MESSAGE: libc::msghdr = libc::msghdr {

@@ -13,7 +13,7 @@ use rohrpost_engine_core::disk::Errno;
 use rohrpost_engine_core::ops::{ConnId, Event, NetOp, Send, SendHow};
 
 use super::UringPlatform;
-use super::conn::{Conn, RecvState, Transfer};
+use super::conn::{Conn, RecvState, Transfer, left_before_recall};
 use super::features::{Feature, FeatureSet};
 use super::pipe_ops::PipeTable;
 use super::recv::{BUFFER_GROUP, RecvBuf, RecvPool};
@@ -325,7 +325,7 @@ impl ConnTable {
             // Interrupted before the first byte: nothing was taken, nothing is wrong.
             Err(Errno(libc::EINTR) | Errno::AGAIN) if !conn.closing => Ok(0),
             Err(_) if conn.closing => Err(Errno::CANCELED),
-            Err(Errno::CANCELED) if conn.recalled => Ok(0),
+            Err(Errno::CANCELED) if conn.recalled => Ok(left_before_recall(&send)),
             result => result,
         };
         events.push(Event::Sent { result, send });

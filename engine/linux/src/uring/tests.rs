@@ -10,7 +10,7 @@ use super::{Feature, FeatureMask, UringConfig, UringDriver, UringPlatform, Uring
 use crate::arena::LinuxArena;
 use crate::helper::Helper;
 use crate::inbox::{Inbox, Mailbox, ReplySink};
-use crate::testing::{Options, Rig, disk_bodies, net_bodies, reference_bodies, skip};
+use crate::testing::{Options, Rig, disk_bodies, net_bodies, recall_bodies, reference_bodies, skip};
 
 struct NoReplies;
 
@@ -124,6 +124,11 @@ fn reset_in_the_middle_of_a_send() {
 #[test]
 fn close_in_the_middle_of_a_send() {
     under_every_mask(|make| net_bodies::close_in_the_middle_of_a_send(make));
+}
+
+#[test]
+fn a_recalled_send_was_not_sent() {
+    under_every_mask(|make| recall_bodies::a_recalled_send_was_not_sent(make));
 }
 
 #[test]

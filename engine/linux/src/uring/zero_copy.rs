@@ -9,6 +9,7 @@ use arrayvec::ArrayVec;
 use io_uring::{cqueue, opcode, types};
 use rohrpost_engine_core::disk::Errno;
 use rohrpost_engine_core::ops::{ConnId, Event, SEND_PARTS_MAX, Send, SendPart};
+use rohrpost_engine_core::planted::{Bug, is_planted};
 
 use super::UringPlatform;
 use super::conn::Transfer;
@@ -114,11 +115,14 @@ impl ConnTable {
         cqe: Cqe,
         events: &mut Events,
     ) -> Outcome {
-        let conn = self.zero_copies.sends.get_mut(key).and_then(|kept| kept.conn);
-        let Some(id) = conn else {
+        let kept = self.zero_copies.sends.get_mut(key);
+        let Some((kept, id)) = kept.and_then(|kept| kept.conn.map(|id| (kept, id))) else {
             debug_assert!(false, "a completion of no send: {key:?}");
             return Ok(());
         };
+        if is_planted(Bug::ReuseBeforeNotification) {
+            kept.leases.clear();
+        }
         if !cqe.more()
             && let Some(kept) = self.zero_copies.sends.release(key)
         {
