@@ -55,7 +55,7 @@ pub struct ShardLimits {
     pub commits_in_flight_max: u32,
     /// Bytes of cold reads in flight.
     pub cold_read_bytes_max: ByteCount,
-    /// Length of a cold read: a power of two between the chunk limits.
+    /// Length of a cold read, unless commits suffer from so long ones: a power of two between the chunk limits.
     pub cold_read_len: ByteCount,
     /// Bytes read ahead of a reader that goes through old data from one fetch to the next; zero reads none.
     /// Only while no other read of old data is under way.

@@ -117,7 +117,7 @@ impl<P: Platform, C> Core<P, C> {
         let cached = reading == Reading::ThroughPageCache;
         let wanted = match reading {
             Reading::Edge => CHUNK_LEN_MIN,
-            _ => self.limits.cold_read_len.min(self.memory.tail_chunk_len_max().max(CHUNK_LEN_MIN)),
+            _ => self.scheduler.read_len().min(self.memory.tail_chunk_len_max().max(CHUNK_LEN_MIN)),
         };
         let mut at = position;
         while at < until {

@@ -2,13 +2,14 @@
 //!
 //! Three classes. Commits go at once; where several partitions commit, none makes the others wait for a long one.
 //! Cold reads have a budget of bytes in flight, which shrinks while commits take longer than they do without reads
-//! beside them, and grows again as long as they do not. Zeros are written while commits leave the device time.
-//! Always holds: the budget lies between one read and its maximum, but for the moments in which a commit is
+//! beside them, and grows again as long as they do not; a read is no longer than the budget. Zeros are written while
+//! commits leave the device time. Always holds: the budget lies between the shortest read and its maximum, but for the moments in which a commit is
 //! timed without reads beside it. Deterministic: time comes in. Does not queue anything itself. Times in ns.
 
 use crate::limits::COMMIT_LEN_MAX;
 use crate::message::PartitionId;
 use crate::ops::Now;
+use crate::platform::CHUNK_LEN_MIN;
 use crate::types::{ByteCount, Nanos};
 
 /// The commit rate is measured over this long.
@@ -38,6 +39,9 @@ const PROBE_MS_MAX: u64 = 10;
 /// How many commits weigh in the mean time of those without reads beside them.
 const QUIET_COMMITS_IN_MEAN: u64 = 8;
 
+/// No cold read is shorter.
+const READ_LEN_MIN: u64 = CHUNK_LEN_MIN.get();
+
 /// A commit is expected to take one more nanosecond per byte: 1 GB/s.
 const NS_PER_BYTE: u64 = 1;
 
@@ -54,6 +58,8 @@ pub(super) struct Scheduler {
     budget: u64,
     budget_max: u64,
     read_len: u64,
+    /// Whether nothing commits, as of this turn.
+    commits_idle: bool,
     /// What a commit takes without cold reads beside it, its length left out.
     quiet_ns: Option<u64>,
     commits_since_quiet: u32,
@@ -71,7 +77,8 @@ impl Scheduler {
             last_commit: Nanos::ZERO,
             budget: budget_max.get(),
             budget_max: budget_max.get(),
-            read_len: read_len.get().min(budget_max.get()),
+            read_len: read_len.get(),
+            commits_idle: true,
             quiet_ns: None,
             commits_since_quiet: COMMITS_PER_PROBE - 1,
             probing_since: None,
@@ -80,6 +87,7 @@ impl Scheduler {
 
     /// Takes note of the time and of all bytes committed until now. Call it once a turn.
     pub(super) fn observe(&mut self, now: Now, committed: u64) {
+        self.commits_idle = self.are_commits_idle(now);
         let elapsed = now.mono.get().saturating_sub(self.window_start.get());
         if elapsed >= RATE_WINDOW_MS * 1_000_000 {
             let len = u128::from(committed - self.committed_then);
@@ -120,7 +128,7 @@ impl Scheduler {
         let Some(quiet_ns) = self.quiet_ns else { return };
         let expected = quiet_ns.saturating_add(for_len);
         if elapsed > expected.saturating_add(expected / 2) {
-            self.budget = (self.budget / 2).max(self.read_len);
+            self.budget = (self.budget / 2).max(READ_LEN_MIN);
         } else {
             self.budget = (self.budget + self.read_len / 8).min(self.budget_max);
         }
@@ -129,7 +137,7 @@ impl Scheduler {
     /// Bytes of cold reads that may be in flight before one more is submitted.
     pub(super) fn cold_budget(&mut self, now: Now) -> ByteCount {
         let since = |at: Nanos| now.mono.get().saturating_sub(at.get());
-        if since(self.last_commit) >= COMMITS_IDLE_MS * 1_000_000 || self.last_commit == Nanos::ZERO {
+        if self.are_commits_idle(now) {
             return ByteCount::new(self.budget_max);
         }
         match self.probing_since {
@@ -141,6 +149,18 @@ impl Scheduler {
             }
             None => ByteCount::new(self.budget),
         }
+    }
+
+    fn are_commits_idle(&self, now: Now) -> bool {
+        let since = now.mono.get().saturating_sub(self.last_commit.get());
+        self.last_commit == Nanos::ZERO || since >= COMMITS_IDLE_MS * 1_000_000
+    }
+
+    /// Length of a cold read. Beside commits no longer than the budget: a commit waits for the one that is before it at
+    /// the device, however few they are.
+    pub(super) fn read_len(&self) -> ByteCount {
+        let budget = if self.commits_idle { self.budget_max } else { self.budget };
+        ByteCount::new(self.read_len.min(1 << budget.max(READ_LEN_MIN).ilog2()))
     }
 
     /// How long a commit of more than one append may be.
@@ -190,26 +210,37 @@ mod tests {
         assert!(scheduler.allows_zeros());
     }
 
-    /// Commits that take twice their time beside reads bring the budget down to one read; it comes back while they
-    /// take no longer than alone, and at once when there are none.
+    /// Commits that take twice their time beside reads bring the budget down to the shortest read, and the reads' length
+    /// with it; both come back while they take no longer than alone, and at once when there are none.
     #[test]
     fn the_budget_follows_the_commits() {
         let mut scheduler = scheduler();
         assert_eq!(scheduler.cold_budget(at(1000)).get(), 64 * READ);
         scheduler.note_committed(at(1000), ID, 200_000 + 4096, 4096, true);
         assert_eq!(scheduler.cold_budget(at(1000)).get(), 64 * READ);
+        scheduler.observe(at(1001), 4096);
         for _ in 0..6 {
             scheduler.note_committed(at(1001), ID, 2 * (200_000 + 4096), 4096, false);
         }
         assert_eq!(scheduler.cold_budget(at(1001)).get(), READ);
-        scheduler.note_committed(at(1001), ID, u64::MAX, 4096, false);
-        assert_eq!(scheduler.cold_budget(at(1001)).get(), READ, "never less than one read");
-        for _ in 0..16 {
+        assert_eq!(scheduler.read_len().get(), READ);
+        for _ in 0..3 {
+            scheduler.note_committed(at(1001), ID, u64::MAX, 4096, false);
+        }
+        assert_eq!(scheduler.cold_budget(at(1001)), CHUNK_LEN_MIN, "never less than one read");
+        assert_eq!(scheduler.read_len(), CHUNK_LEN_MIN);
+        for _ in 0..14 {
             scheduler.note_committed(at(1002), ID, 200_000 + 4096, 4096, false);
         }
-        assert_eq!(scheduler.cold_budget(at(1002)).get(), 3 * READ);
-        assert_eq!(scheduler.cold_budget(at(1002 + COMMITS_IDLE_MS - 1)).get(), 3 * READ);
+        assert_eq!(scheduler.cold_budget(at(1002)).get(), 2 * READ);
+        assert_eq!(scheduler.read_len().get(), READ);
+        scheduler.note_committed(at(1002), ID, u64::MAX, 4096, false);
+        scheduler.note_committed(at(1002), ID, u64::MAX, 4096, false);
+        assert_eq!(scheduler.read_len().get(), READ / 2);
+        assert_eq!(scheduler.cold_budget(at(1002 + COMMITS_IDLE_MS - 1)).get(), READ / 2);
         assert_eq!(scheduler.cold_budget(at(1002 + COMMITS_IDLE_MS)).get(), 64 * READ);
+        scheduler.observe(at(1002 + COMMITS_IDLE_MS), 4096);
+        assert_eq!(scheduler.read_len().get(), READ);
     }
 
     /// Long commits are compared with what their length lets expect.
