@@ -1,5 +1,6 @@
 //! Handles: the engine from any thread.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -10,6 +11,7 @@ use rohrpost_engine_core::fetch::FetchRequest;
 use rohrpost_engine_core::format::names::TopicPartition;
 use rohrpost_engine_core::log::LogConfig;
 use rohrpost_engine_core::message::{Appended, PartitionId, Request, ShardId, Ticket, Watermarks};
+use rohrpost_engine_core::shard::ShardStats;
 use rohrpost_engine_core::types::{ByteCount, Offset};
 use rohrpost_engine_linux::inbox::RequestRefused;
 use rohrpost_engine_linux::stats::DriverStats;
@@ -119,6 +121,39 @@ impl Handle {
     ) -> Result<Partition, RequestError<PartitionError>> {
         let (opened, pending) = self.begin_open(name, config);
         pending.wait().map(|_| opened)
+    }
+
+    /// What each shard has counted since its start, in the order of the shards. Asks each of them: not for every
+    /// request of a client.
+    ///
+    /// # Errors
+    /// [`RequestError::Stopped`] if a shard has ended, [`RequestError::Full`] if one takes no more requests now.
+    pub async fn stats(&self) -> Result<Vec<ShardStats>, RequestError<Infallible>> {
+        let mut stats = Vec::with_capacity(self.0.shards.len());
+        for pending in self.begin_stats() {
+            stats.push(pending.await?);
+        }
+        Ok(stats)
+    }
+
+    /// As [`Handle::stats`], blocking the calling thread.
+    ///
+    /// # Errors
+    /// As [`Handle::stats`].
+    pub fn stats_blocking(&self) -> Result<Vec<ShardStats>, RequestError<Infallible>> {
+        self.begin_stats().into_iter().map(Pending::wait).collect()
+    }
+
+    fn begin_stats(&self) -> Vec<Pending<Result<ShardStats, RequestError<Infallible>>>> {
+        let ask = |link: &ShardLink| {
+            let request = Request::Stats(Box::default());
+            let (_, pending) = link.send(request, |answer| match answer {
+                Some(Answer::Stats(stats)) => Ok(*stats),
+                _ => Err(RequestError::Stopped),
+            });
+            pending
+        };
+        self.0.shards.iter().map(ask).collect()
     }
 
     fn begin_open(

@@ -14,6 +14,7 @@ use rohrpost_engine_core::error::{AppendError, FetchError, PartitionError};
 use rohrpost_engine_core::fetch::FetchOutcome;
 use rohrpost_engine_core::message::{Appended, Reply, Ticket, Watermarks};
 use rohrpost_engine_core::platform::Platform;
+use rohrpost_engine_core::shard::ShardStats;
 use rohrpost_engine_core::types::Offset;
 use rohrpost_engine_linux::helper::LinuxPlatform;
 use rohrpost_engine_linux::inbox::ReplySink;
@@ -57,6 +58,7 @@ pub(crate) enum Answer {
     Watermarks(Result<Watermarks, PartitionError>),
     RecordsDeleted(Result<Offset, PartitionError>),
     Deleted(Result<(), PartitionError>),
+    Stats(Box<ShardStats>),
     Stopped(Result<(), PartitionError>),
 }
 
@@ -141,6 +143,7 @@ fn answer<P: LinuxPlatform>(reply: Reply<P>) -> Answer {
         Reply::Watermarks(result) => Answer::Watermarks(result),
         Reply::RecordsDeleted(result) => Answer::RecordsDeleted(result),
         Reply::Deleted(result) => Answer::Deleted(result),
+        Reply::Stats(stats) => Answer::Stats(stats),
         Reply::Stopped(result) => Answer::Stopped(result),
     }
 }

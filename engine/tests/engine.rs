@@ -5,7 +5,7 @@ use rohrpost_engine::format::build::BatchBuilder;
 use rohrpost_engine::format::walk::{BatchWalk, Check};
 use rohrpost_engine::{
     ByteCount, DriverChoice, Engine, EngineOptions, FetchRequest, LogConfig, Offset, Partition, Position,
-    Timestamp,
+    RequestError, ShardLimits, Timestamp,
 };
 
 const DRIVERS: [DriverChoice; 2] = [DriverChoice::Poll, DriverChoice::Uring];
@@ -101,5 +101,34 @@ fn a_parked_fetch_gets_what_is_appended_later() {
         assert_eq!(fetched.outcome.watermarks.high_watermark, appended.end_offset);
         assert!(!fetched.is_empty());
         engine.shutdown().unwrap();
+    }
+}
+
+/// The counters of a shard can be read while it runs: what was appended is in them, and what was written ahead of the
+/// writer; the scheduler's budget is whole where nothing old is read. A shard that has ended says so.
+#[test]
+fn counters_are_readable_while_shards_run() {
+    const TRIES: u8 = 250;
+    for driver in DRIVERS {
+        let dir = tempfile::tempdir().unwrap();
+        let engine =
+            Engine::start(EngineOptions { cores: vec![None; 2], ..options(dir.path(), driver) }).unwrap();
+        let handle = engine.handle();
+        let config = LogConfig { preallocate_len_min: ByteCount::kib(256), ..LogConfig::default() };
+        let partition = handle.open_partition_blocking(&"t-0".parse().unwrap(), config).unwrap();
+        let mut appended = 0;
+        let ran_ahead = (0..TRIES).any(|i| {
+            let batch = batch(i, 1, 16_000);
+            appended += batch.len() as u64;
+            partition.append(batch).wait().unwrap();
+            let [busy, idle] = handle.stats_blocking().unwrap()[..] else { panic!("two shards") };
+            assert_eq!((busy.committed_len, idle.committed_len), (appended, 0), "{driver:?}");
+            let budget = ShardLimits::default().cold_read_bytes_max.get();
+            assert_eq!((busy.cold_budget_len, busy.cold_budget_len_min), (budget, budget), "{driver:?}");
+            busy.zeros_len > 0
+        });
+        assert!(ran_ahead, "{driver:?}: no zeros beside {appended} bytes of short commits");
+        engine.shutdown().unwrap();
+        assert!(matches!(handle.stats_blocking(), Err(RequestError::Stopped)), "{driver:?}");
     }
 }

@@ -11,6 +11,7 @@ use crate::format::names::TopicPartition;
 use crate::log::LogConfig;
 use crate::ops::SendHow;
 use crate::platform::Platform;
+use crate::shard::ShardStats;
 use crate::types::{LeaderEpoch, Offset, Position};
 
 /// Names a request to whoever sent it; the shard returns it unread.
@@ -55,6 +56,8 @@ pub enum Request {
     },
     /// Remove the partition and its files.
     Delete(PartitionId),
+    /// What the shard has counted. It comes back in the memory that is sent with the request.
+    Stats(Box<ShardStats>),
     /// Make everything appended durable, close every partition cleanly, end the shard.
     Shutdown,
     /// End the shard at once, closing nothing: what was acknowledged is safe, the next start recovers.
@@ -99,6 +102,8 @@ pub enum Reply<P: Platform> {
     RecordsDeleted(Result<Offset, PartitionError>),
     /// To `Delete`.
     Deleted(Result<(), PartitionError>),
+    /// To `Stats`.
+    Stats(Box<ShardStats>),
     /// To `Shutdown`: the first failure met on the way, if any.
     Stopped(Result<(), PartitionError>),
 }

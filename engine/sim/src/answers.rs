@@ -129,6 +129,7 @@ impl Workload {
             Reply::RecordsDeleted(r) => (5, r.is_ok(), r.as_ref().map_or(0, |o| o.get())),
             Reply::Deleted(r) => (6, r.is_ok(), 0),
             Reply::Stopped(r) => (7, r.is_ok(), 0),
+            Reply::Stats(stats) => (8, true, stats.commits as i64),
         };
         let trace = &mut self.disk.storage().trace;
         trace.note("reply", &[ticket.0, partition as u64, kind, u64::from(ok), number as u64]);
@@ -169,5 +170,6 @@ fn describe(reply: &Reply<SimPlatform>) -> String {
         Reply::RecordsDeleted(r) => format!("records deleted {r:?}"),
         Reply::Deleted(r) => format!("deleted {r:?}"),
         Reply::Stopped(r) => format!("stopped {r:?}"),
+        Reply::Stats(stats) => format!("{stats:?}"),
     }
 }

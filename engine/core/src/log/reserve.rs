@@ -94,25 +94,28 @@ impl<P: Platform> Partition<P> {
         self.push_step(StepKind::Extend, Some(index), Step::Extend { file, from, to, zero: true }, ops);
     }
 
-    /// Blocks were reserved or filled, or could not be.
+    /// Blocks were reserved or filled, or could not be. Returns how many bytes were filled.
     pub(crate) fn handle_extended(
         &mut self,
         uid: SegmentUid,
         now: Now,
         result: Result<Position, DiskError>,
         outcomes: &mut Vec<AckOutcome>,
-    ) {
-        let Some(segment) = self.segment_mut(uid) else { return };
+    ) -> u64 {
+        let Some(segment) = self.segment_mut(uid) else { return 0 };
         segment.extending = false;
-        let zeroing = segment.zeroing.take().is_some();
-        match result {
-            Ok(end) if zeroing => segment.zeroed = end,
-            Ok(end) => {
+        match (result, segment.zeroing.take()) {
+            (Ok(end), Some(from)) => {
+                segment.zeroed = end;
+                return end.since(from).get();
+            }
+            (Ok(end), None) => {
                 segment.preallocated = end;
                 self.disk_full = None;
             }
-            Err(error) => self.handle_disk_error(now, error, outcomes),
+            (Err(error), _) => self.handle_disk_error(now, error, outcomes),
         }
+        0
     }
 
     /// Once the active segment is half full, and was filled fast, the next one is made ready.
@@ -135,12 +138,12 @@ impl<P: Platform> Partition<P> {
         self.push_step(StepKind::PrepareSegment, None, step, ops);
     }
 
-    /// The next segment's file was made, or could not be: then it is made when it is needed.
-    pub(crate) fn handle_prepared(&mut self, result: Result<PreparedSegment<P::File>, PartitionError>) {
-        self.prepared = match result {
-            Ok(prepared) => Prepared::Ready(prepared),
-            Err(_) => Prepared::Refused,
-        };
+    /// The next segment's file was made, or could not be: then it is made when it is needed. Returns how many of its
+    /// bytes were filled.
+    pub(crate) fn handle_prepared(&mut self, result: Result<PreparedSegment<P::File>, PartitionError>) -> u64 {
+        let zeroed = result.as_ref().map_or(Position::ZERO, |prepared| prepared.zeroed);
+        self.prepared = result.map_or(Prepared::Refused, Prepared::Ready);
+        zeroed.get()
     }
 }
 

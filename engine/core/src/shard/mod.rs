@@ -297,7 +297,7 @@ impl<P: Platform, S: Service> Shard<P, S> {
 
     /// Counters since the start.
     pub fn stats(&self) -> ShardStats {
-        self.core.stats
+        self.core.stats()
     }
 
     /// The service.

@@ -57,6 +57,7 @@ impl<P: Platform, C> Core<P, C> {
                 }
             }
             Request::Delete(id) => self.delete_partition(id, ticket, ops),
+            Request::Stats(into) => self.reply_stats(ticket, into, ops),
             Request::Shutdown => self.begin_stop(ticket),
             Request::Abandon => self.stopped = true,
         }
@@ -147,11 +148,13 @@ impl<P: Platform, C> Core<P, C> {
             StepOutput::SegmentCreated(result) => {
                 partition.handle_segment_file(uid, now, result, outcomes);
             }
-            StepOutput::SegmentPrepared(result) => partition.handle_prepared(result),
+            StepOutput::SegmentPrepared(result) => self.stats.zeros_len += partition.handle_prepared(result),
             StepOutput::SegmentOpened(result) => {
                 opened = Some(partition.handle_segment_opened(uid, now, result, outcomes));
             }
-            StepOutput::Extended(result) => partition.handle_extended(uid, now, result, outcomes),
+            StepOutput::Extended(result) => {
+                self.stats.zeros_len += partition.handle_extended(uid, now, result, outcomes);
+            }
             StepOutput::CompanionsWritten(result) => partition.handle_companions(uid, result),
             StepOutput::Sealed(result) => partition.handle_sealed(uid, now, result, outcomes),
             StepOutput::SegmentsDeleted(result) => handle_deleted(&mut partition, result, ops),

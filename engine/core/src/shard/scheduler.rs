@@ -10,6 +10,7 @@ use crate::limits::COMMIT_LEN_MAX;
 use crate::message::PartitionId;
 use crate::ops::Now;
 use crate::platform::CHUNK_LEN_MIN;
+use crate::shard::ShardStats;
 use crate::types::{ByteCount, Nanos};
 
 /// The commit rate is measured over this long.
@@ -56,6 +57,7 @@ pub(super) struct Scheduler {
     /// When a commit was submitted or has ended.
     last_commit: Nanos,
     budget: u64,
+    budget_min: u64,
     budget_max: u64,
     read_len: u64,
     /// Whether nothing commits, as of this turn.
@@ -65,6 +67,11 @@ pub(super) struct Scheduler {
     commits_since_quiet: u32,
     /// Since when cold reads wait for a commit to be timed without them.
     probing_since: Option<Nanos>,
+    probes: u64,
+    /// Since when there has been a read that waits for that.
+    paused_since: Option<Nanos>,
+    /// How long reads have waited before.
+    paused_ns: u64,
 }
 
 impl Scheduler {
@@ -76,12 +83,16 @@ impl Scheduler {
             committing: [(None, Nanos::ZERO); 2],
             last_commit: Nanos::ZERO,
             budget: budget_max.get(),
+            budget_min: budget_max.get(),
             budget_max: budget_max.get(),
             read_len: read_len.get(),
             commits_idle: true,
             quiet_ns: None,
             commits_since_quiet: COMMITS_PER_PROBE - 1,
             probing_since: None,
+            probes: 0,
+            paused_since: None,
+            paused_ns: 0,
         }
     }
 
@@ -117,18 +128,19 @@ impl Scheduler {
             let mean = self.quiet_ns.unwrap_or(fixed);
             let weight = QUIET_COMMITS_IN_MEAN - 1;
             self.quiet_ns = Some((mean.saturating_mul(weight).saturating_add(fixed)) / QUIET_COMMITS_IN_MEAN);
-            self.commits_since_quiet = 0;
-            self.probing_since = None;
+            self.end_probe(now);
             return;
         }
         self.commits_since_quiet = self.commits_since_quiet.saturating_add(1);
         if self.commits_since_quiet >= COMMITS_PER_PROBE && self.probing_since.is_none() {
             self.probing_since = Some(now.mono);
+            self.probes += 1;
         }
         let Some(quiet_ns) = self.quiet_ns else { return };
         let expected = quiet_ns.saturating_add(for_len);
         if elapsed > expected.saturating_add(expected / 2) {
             self.budget = (self.budget / 2).max(READ_LEN_MIN);
+            self.budget_min = self.budget_min.min(self.budget);
         } else {
             self.budget = (self.budget + self.read_len / 8).min(self.budget_max);
         }
@@ -141,10 +153,12 @@ impl Scheduler {
             return ByteCount::new(self.budget_max);
         }
         match self.probing_since {
-            Some(begun) if since(begun) < PROBE_MS_MAX * 1_000_000 => ByteCount::ZERO,
+            Some(begun) if since(begun) < PROBE_MS_MAX * 1_000_000 => {
+                self.paused_since.get_or_insert(now.mono);
+                ByteCount::ZERO
+            }
             Some(_) => {
-                self.probing_since = None;
-                self.commits_since_quiet = 0;
+                self.end_probe(now);
                 ByteCount::new(self.budget)
             }
             None => ByteCount::new(self.budget),
@@ -161,6 +175,26 @@ impl Scheduler {
     pub(super) fn read_len(&self) -> ByteCount {
         let budget = if self.commits_idle { self.budget_max } else { self.budget };
         ByteCount::new(self.read_len.min(1 << budget.max(READ_LEN_MIN).ilog2()))
+    }
+
+    /// Cold reads go on.
+    fn end_probe(&mut self, now: Now) {
+        self.probing_since = None;
+        self.commits_since_quiet = 0;
+        if let Some(since) = self.paused_since.take() {
+            self.paused_ns += now.mono.get().saturating_sub(since.get());
+        }
+    }
+
+    /// The same counters with the scheduler's own.
+    pub(super) fn count_into(&self, stats: ShardStats) -> ShardStats {
+        ShardStats {
+            cold_budget_len: self.budget,
+            cold_budget_len_min: self.budget_min,
+            cold_probes: self.probes,
+            cold_paused_ms: self.paused_ns / 1_000_000,
+            ..stats
+        }
     }
 
     /// How long a commit of more than one append may be.
@@ -241,6 +275,8 @@ mod tests {
         assert_eq!(scheduler.cold_budget(at(1002 + COMMITS_IDLE_MS)).get(), 64 * READ);
         scheduler.observe(at(1002 + COMMITS_IDLE_MS), 4096);
         assert_eq!(scheduler.read_len().get(), READ);
+        let stats = scheduler.count_into(ShardStats::default());
+        assert_eq!((stats.cold_budget_len, stats.cold_budget_len_min), (READ / 2, READ / 4));
     }
 
     /// Long commits are compared with what their length lets expect.
@@ -268,6 +304,8 @@ mod tests {
         assert_eq!(scheduler.cold_budget(at(1002)).get(), 0);
         assert_eq!(scheduler.cold_budget(at(1002 + PROBE_MS_MAX - 1)).get(), 0);
         assert_eq!(scheduler.cold_budget(at(1002 + PROBE_MS_MAX)).get(), 64 * READ);
+        let stats = scheduler.count_into(ShardStats::default());
+        assert_eq!((stats.cold_probes, stats.cold_paused_ms), (2, 1 + PROBE_MS_MAX));
     }
 
     /// A partition that commits alone may take all it wants; beside another one it may not.

@@ -1,4 +1,9 @@
-//! What a shard counts.
+//! What a shard counts, and what it tells of it while it runs.
+
+use crate::message::{Reply, Ticket};
+use crate::ops::Ops;
+use crate::platform::Platform;
+use crate::shard::Core;
 
 /// Counters of a shard since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,4 +47,27 @@ pub struct ShardStats {
     pub scrub_damages: u64,
     /// Bytes of record batches copied only because they had to go to another shard.
     pub payload_copied_between_shards: u64,
+    /// Bytes of cold reads that may be in flight beside commits, now: shrinks while commits suffer from reads.
+    pub cold_budget_len: u64,
+    /// The least that it has been.
+    pub cold_budget_len_min: u64,
+    /// Commits that were to be timed without cold reads beside them.
+    pub cold_probes: u64,
+    /// How long cold reads have waited for that, milliseconds.
+    pub cold_paused_ms: u64,
+    /// Bytes of zeros written ahead of the writers.
+    pub zeros_len: u64,
+}
+
+impl<P: Platform, C> Core<P, C> {
+    /// All counters as they are now.
+    pub(super) fn stats(&self) -> ShardStats {
+        self.scheduler.count_into(self.stats)
+    }
+
+    /// Writes the counters where whoever asks wants them.
+    pub(super) fn reply_stats(&mut self, ticket: Ticket, mut into: Box<ShardStats>, ops: &mut Ops<P>) {
+        *into = self.stats();
+        ops.replies.push((ticket, Reply::Stats(into)));
+    }
 }
