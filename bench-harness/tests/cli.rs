@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
 use std::time::Duration;
 
 use rohrpost_bench::corpus::generate::{Shape, ensure};
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 const SMALL: Shape = Shape { cold_segments: 2, segment_len: 4 << 20, hot_len: 20 << 20 };
@@ -308,28 +310,63 @@ fn list_names_workloads_and_paths() {
     }
 }
 
-/// Ctrl-C amid a run: exit code 130, children gone, scratch files gone, the lines so far kept.
-#[test]
-fn an_interrupted_run_cleans_up() {
-    let dir = scratch();
-    let json = dir.path().join("out.jsonl");
+/// A run of `append-16k` that is under way, and its scratch directory.
+fn begin_run(dir: &Path) -> (Child, PathBuf) {
+    let json = dir.join("out.jsonl");
     let mut child = Command::new(env!("CARGO_BIN_EXE_rohrpost-bench"))
         .args(["run", "--workload", "append-16k", "--paths", "write_fdatasync", "--seconds", "30"])
-        .args(["--data-dir", dir.path().to_str().unwrap(), "--json", json.to_str().unwrap()])
+        .args(["--data-dir", dir.to_str().unwrap(), "--json", json.to_str().unwrap()])
         .stdout(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    let scratch_dir = dir.path().join(format!("scratch-{}", child.id()));
-    // The window runs when the server has made its segments a second time, after the verification.
-    let started = || scratch_dir.exists() && fs::metadata(&json).is_ok_and(|meta| meta.len() > 0);
+    let scratch_dir = dir.join(format!("scratch-{}", child.id()));
+    let segments = scratch_dir.join("append-16k-write_fdatasync");
+    let started = || segments.exists() && fs::metadata(&json).is_ok_and(|meta| meta.len() > 0);
     while !started() {
         assert!(child.try_wait().unwrap().is_none(), "ended by itself");
         std::thread::sleep(Duration::from_millis(20));
     }
-    let pid = rustix::process::Pid::from_child(&child);
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(130));
-    assert!(!scratch_dir.exists());
-    let text = fs::read_to_string(&json).unwrap();
-    assert!(text.lines().next().is_some_and(|line| line.contains("\"host\"")));
+    (child, scratch_dir)
+}
+
+fn kill(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).unwrap();
+}
+
+/// A signal amid a run, once or twice as `timeout` sends it: exit code 130, children gone, scratch files gone, the lines
+/// so far kept.
+#[test]
+fn an_interrupted_run_cleans_up() {
+    for signals in [&[Signal::INT][..], &[Signal::TERM, Signal::TERM]] {
+        let dir = scratch();
+        let (mut child, scratch_dir) = begin_run(dir.path());
+        for signal in signals {
+            kill(&child, *signal);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{signals:?}");
+        assert!(!scratch_dir.exists(), "{signals:?}");
+        let text = fs::read_to_string(dir.path().join("out.jsonl")).unwrap();
+        assert!(text.lines().next().is_some_and(|line| line.contains("\"host\"")));
+    }
+}
+
+/// A run that was killed leaves its scratch directory behind, and the next one removes it; not that of a run that lives.
+#[test]
+fn what_a_killed_run_left_is_removed_by_the_next() {
+    let dir = scratch();
+    let (mut child, left) = begin_run(dir.path());
+    kill(&child, Signal::KILL);
+    child.wait().unwrap();
+    let alive = dir.path().join("scratch-1");
+    fs::create_dir_all(alive.join("tail-1")).unwrap();
+    let lock = fs::File::open(&alive).unwrap();
+    flock(&lock, FlockOperation::LockExclusive).unwrap();
+    assert!(left.exists(), "a killed process cleans nothing up");
+    let args = ["--workload", "append-16k", "--paths", "write_fdatasync"];
+    assert_ran(&run(dir.path(), &args).0);
+    assert!(!left.exists() && alive.join("tail-1").exists());
+    drop(lock);
+    assert_ran(&run(dir.path(), &args).0);
+    assert!(!alive.exists(), "nobody holds it any more");
 }

@@ -7,6 +7,7 @@ mod memory_group;
 mod metrics;
 mod page_cache;
 mod proc;
+mod scratch;
 mod verify;
 mod window;
 
@@ -22,6 +23,7 @@ use crate::error::{BenchError, Result};
 use crate::flame::sampler::Order;
 use crate::interrupt;
 use crate::method::proc::Counters;
+use crate::method::scratch::Scratch;
 use crate::method::window::Cell;
 use crate::paths::{Path, Role};
 use crate::results::host::{RunFacts, host_json};
@@ -104,15 +106,6 @@ impl Env {
     }
 }
 
-/// Removes the run's scratch directory however the run ends.
-struct Scratch(PathBuf);
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 /// What a run came to.
 pub struct Outcome {
     /// One per workload and path.
@@ -130,12 +123,12 @@ pub fn run(options: &RunOptions) -> Result<Outcome> {
     sys::check_core(options.server_core)?;
     sys::check_core(options.client_core)?;
     std::fs::create_dir_all(&options.data_dir).map_err(BenchError::file("create", &options.data_dir))?;
-    let scratch = Scratch(options.data_dir.join(format!("scratch-{}", std::process::id())));
+    let scratch = Scratch::create(&options.data_dir)?;
     let corpus = corpus_dir(options)?;
     let log = corpus.as_deref().map(ServedLog::open).transpose()?;
     let device_dir = corpus.as_deref().unwrap_or(&options.data_dir);
     let mut env = Env {
-        scratch: scratch.0.clone(),
+        scratch: scratch.path().to_path_buf(),
         seconds: options.seconds,
         server_core: options.server_core,
         client_core: options.client_core,

@@ -7,9 +7,9 @@ use rohrpost_engine::Mode;
 
 use crate::error::{BenchError, Result};
 use crate::server::ServerContext;
-use crate::workload::{Kind, Workload};
 
 pub mod engine;
+mod fit;
 mod null;
 mod pool;
 mod read_write;
@@ -320,42 +320,12 @@ impl Path {
     pub fn request_flags(&self) -> u16 {
         self.mode.map_or(0, engine::flags_of)
     }
-
-    /// Whether the path has nothing to do with this kind of workload.
-    pub fn is_of_other_kind(&self, workload: &Workload) -> bool {
-        if self.calibration.is_some() && workload.kind == Kind::Fetch {
-            return !self.fetch || workload.catch_up_len().is_none();
-        }
-        !match workload.kind {
-            Kind::Fetch => self.fetch,
-            Kind::Append => self.append,
-            Kind::Tail => self.tail,
-        }
-    }
-
-    /// Why this path cannot run that workload, if it cannot.
-    pub fn unfit_for(&self, workload: &Workload) -> Option<&'static str> {
-        let (able, why) = match workload.kind {
-            Kind::Fetch if self.calibration.is_some() && self.fetch => {
-                (workload.cold.is_some(), "only readers of old data need it")
-            }
-            Kind::Fetch if workload.is_cold() && self.fetch => {
-                (self.cold, "the path serves from memory only, the workload reads more than memory holds")
-            }
-            Kind::Fetch => (self.fetch, "the path does not serve a corpus"),
-            Kind::Append if workload.has_schedule() && self.append => {
-                (self.tail, "the path only appends as fast as it can, and serves no reader beside")
-            }
-            Kind::Append => (self.append, "the path does not append"),
-            Kind::Tail => (self.tail, "the path does not serve readers while it appends"),
-        };
-        (!able).then_some(why)
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::workload::Workload;
 
     /// Names are unique, every path can do something, and every workload has a baseline that is not ours.
     #[test]
