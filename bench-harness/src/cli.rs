@@ -6,9 +6,6 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use rohrpost_engine::linux::probe::{DirFacts, HostFacts};
-use rohrpost_engine::linux::uring;
-
 use crate::error::{BenchError, Result};
 use crate::method::{self, RunOptions};
 use crate::paths::{self, PATHS, Role};
@@ -16,7 +13,7 @@ use crate::results::host::filesystem_of;
 use crate::results::{figures, table};
 use crate::server::ColdReads;
 use crate::workload::{Kind, Workload};
-use crate::{client, flame, inspect, repair, server, sys};
+use crate::{client, doctor, flame, inspect, repair, server, sys};
 
 const ROUNDS_DEFAULT: usize = 5;
 /// Prime, so that it beats with no timer.
@@ -187,7 +184,7 @@ fn dispatch(command: Option<Command>) -> Result<ExitCode> {
         Some(Command::Inspect(args)) => return Ok(run_inspect(&args)),
         Some(Command::Flame(args)) => draw_flames(&args)?,
         Some(Command::Figures(args)) => print!("{}", figures::render(&args.dir, &args.paths)?),
-        Some(Command::Doctor) => doctor(),
+        Some(Command::Doctor) => doctor::run(&default_data_dir()),
         Some(Command::Server) => server::main()?,
         Some(Command::Client) => client::main()?,
     }
@@ -216,31 +213,13 @@ fn list() {
         let mark = if workload.main { '*' } else { ' ' };
         println!("  {mark} {:<12} {}", workload.name, workload.about);
     }
-    println!("\npaths (* in the main job; F fetch, C cold fetch, A append, T tail)");
+    println!("\npaths (* in the main job; F fetch, C cold fetch, A append as fast as it goes, T append with readers at");
+    println!("the tail, at a rate, beside other loads, and over many partitions)");
     for path in PATHS.iter().filter(|path| path.listed) {
         let mark = if path.main { '*' } else { ' ' };
         let able = [(path.fetch, 'F'), (path.cold, 'C'), (path.append, 'A'), (path.tail, 'T')];
         let able: String = able.iter().map(|(able, letter)| if *able { *letter } else { '-' }).collect();
         println!("  {mark} {:<26} {able} {}", path.name, path.about);
-    }
-}
-
-/// What the engine finds here: machine, ring features with the reason for each missing one, data directory.
-fn doctor() {
-    print!("{}", HostFacts::gather());
-    match uring::probe(uring::FeatureMask::default()) {
-        Ok(report) => println!("{report}"),
-        Err(error) => println!("no io_uring: {error}; the engine runs on its poll driver"),
-    }
-    let dir = default_data_dir();
-    let existing = dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
-    match DirFacts::gather(existing) {
-        Ok(facts) => print!("{facts}"),
-        Err(error) => println!("data directory: {error}"),
-    }
-    println!("harness uses     {} congestion control on both sides", sys::congestion_control());
-    if !sys::may_raise_priority() {
-        println!("note: the priority of server and client cannot be raised; other load shows in latencies");
     }
 }
 

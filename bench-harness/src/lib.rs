@@ -7,6 +7,7 @@
 pub mod cli;
 pub mod client;
 pub mod corpus;
+mod doctor;
 pub mod error;
 pub mod flame;
 pub mod inspect;

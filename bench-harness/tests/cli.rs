@@ -310,6 +310,17 @@ fn list_names_workloads_and_paths() {
     }
 }
 
+/// `doctor` prints the bill of both profiles.
+#[test]
+fn doctor_prints_bills() {
+    let output = bench(&["doctor"]);
+    assert_ran(&output);
+    let text = stdout(&output);
+    for words in ["with default limits", "with small limits", "arena: appends and read cache"] {
+        assert!(text.contains(words), "{words} in\n{text}");
+    }
+}
+
 /// A run of `append-16k` that is under way, and its scratch directory.
 fn begin_run(dir: &Path) -> (Child, PathBuf) {
     let json = dir.join("out.jsonl");

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use rohrpost_engine_core::disk::Errno;
 use rohrpost_engine_core::error::PartitionError;
 use rohrpost_engine_core::log::{LogDir, LogDirOptions};
 use rohrpost_engine_core::service::Service;
@@ -10,9 +11,11 @@ use rohrpost_engine_linux::cpu;
 use rohrpost_engine_linux::disk::LinuxDisk;
 use rohrpost_engine_linux::file::open_files_max;
 use rohrpost_engine_linux::net::{ListenOptions, Listener};
+use rohrpost_engine_linux::probe::HostFacts;
 use rohrpost_engine_linux::stats::DriverStats;
 use rohrpost_engine_linux::uring::{self, ProbeReport};
 
+use crate::bill::Bill;
 use crate::error::{RequestError, StartError};
 use crate::handle::{Handle, ShardLink};
 use crate::options::{DriverChoice, EngineOptions, SHARDS_MAX};
@@ -60,10 +63,18 @@ impl Engine {
     /// # Errors
     /// See [`StartError`].
     pub fn start_with<S: Service>(
+        options: EngineOptions,
+        service: impl FnMut(usize) -> S,
+    ) -> Result<Self, StartError> {
+        check(&options)?;
+        let bill = options.bill();
+        Self::start_checked(options, service).map_err(|error| explain(error, &bill))
+    }
+
+    fn start_checked<S: Service>(
         mut options: EngineOptions,
         mut service: impl FnMut(usize) -> S,
     ) -> Result<Self, StartError> {
-        check(&options)?;
         let allowed = open_files_max(options.cores.len(), options.limits.connections_max);
         options.limits.open_files_max = options.limits.open_files_max.min(allowed);
         let listener = options.listen.map(|addr| listen(&options, addr)).transpose()?;
@@ -168,6 +179,19 @@ impl std::fmt::Debug for Engine {
             .field("driver", &self.driver)
             .field("local_addr", &self.local_addr)
             .finish_non_exhaustive()
+    }
+}
+
+/// Says what an engine of this size needs, where it was too much.
+fn explain(error: StartError, bill: &Bill) -> StartError {
+    const PROCESS_FULL: Option<i32> = Some(Errno::MFILE.0);
+    match error {
+        StartError::System { action, source } if source.raw_os_error() == PROCESS_FULL => {
+            let (needed, most) = (bill.at_start().descriptors, bill.in_use().descriptors);
+            let allowed = HostFacts::gather().nofile.soft.unwrap_or(u64::MAX);
+            StartError::Descriptors { action, source, needed, most, allowed }
+        }
+        error => error,
     }
 }
 

@@ -24,6 +24,23 @@ pub enum StartError {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// The process may not open as many files as the engine has from its start on.
+    #[error(
+        "cannot {action}: {source}; an engine of this size opens {needed} files at its start and up to {most} in use, \
+         {allowed} may be open in this process: raise the limit (ulimit -n)"
+    )]
+    Descriptors {
+        /// What was tried.
+        action: String,
+        /// The system's answer.
+        source: std::io::Error,
+        /// Descriptors from the start on.
+        needed: u64,
+        /// With all connections and segment files that the limits allow.
+        most: u64,
+        /// Descriptors that the process may have.
+        allowed: u64,
+    },
     /// A shard could not be set up: its driver, or its core.
     #[error("shard {index} cannot start: {reason}")]
     Shard {

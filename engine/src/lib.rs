@@ -20,6 +20,7 @@
 //! Appends and fetches carry record batches as Kafka's producers make them and its consumers read
 //! them (format 2); [`mod@format`] builds and reads them.
 
+pub mod bill;
 mod engine;
 mod error;
 mod handle;

@@ -10,7 +10,7 @@ use rohrpost_engine_linux::inbox::{Mailbox, RequestRefused};
 use crate::handle::Requests;
 
 /// Operations of one kind that a turn may ask for before the queues grow.
-const OPS_CAPACITY: usize = 1024;
+pub(crate) const OPS_CAPACITY: usize = 1024;
 
 /// What a shard leaves behind when it has ended.
 #[derive(Clone, Copy, Debug, Default)]

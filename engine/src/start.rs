@@ -104,7 +104,7 @@ impl Starter<'_> {
         service: &mut impl FnMut(usize) -> S,
     ) -> Result<Started, StartError> {
         let limits = &self.options.limits;
-        let config = PollConfig { connections_max: limits.connections_max, ..PollConfig::default() };
+        let config = PollConfig::new(limits);
         self.start(service, move |ends: Ends<PollPlatform>| {
             let driver = PollDriver::new(config, ends.listener, ends.inbox, ends.helper, ends.replies);
             let driver = driver.map_err(|error| error.to_string())?;

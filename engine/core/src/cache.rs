@@ -10,6 +10,7 @@
 //!
 //! Units: positions in a segment file. Does not read, does not allocate after construction.
 
+mod bill;
 mod evict;
 mod ghosts;
 

@@ -6,6 +6,7 @@
 //!
 //! Reading path: [`types`], [`platform`], [`ops`], [`log`], [`fetch`], [`service`].
 
+pub mod bill;
 pub mod cache;
 #[cfg(test)]
 mod cache_tests;

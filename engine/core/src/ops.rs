@@ -7,6 +7,7 @@
 
 use arrayvec::ArrayVec;
 
+use crate::bill::table_len;
 use crate::disk::Errno;
 use crate::fetch::ModeSet;
 use crate::log::step::{Step, StepOutput};
@@ -226,6 +227,15 @@ impl<P: Platform> Ops<P> {
             to_shards: Vec::with_capacity(capacity),
             grow: false,
         }
+    }
+
+    /// Bytes of memory that queues of this capacity take.
+    pub const fn memory_len(capacity: usize) -> usize {
+        table_len::<DiskOp<P>>(capacity)
+            + table_len::<NetOp<P>>(capacity)
+            + table_len::<(Token, Box<Step<P>>)>(capacity)
+            + table_len::<(Ticket, Reply<P>)>(capacity)
+            + table_len::<(ShardId, Letter<P>)>(capacity)
     }
 
     /// Whether nothing is asked for.

@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rohrpost_engine_core::bill::table_len;
 use rohrpost_engine_core::disk::Errno;
 use rohrpost_engine_core::log::step::StepOutput;
 use rohrpost_engine_core::message::{Letter, Reply, Request, ShardId, Ticket};
@@ -171,6 +172,11 @@ impl<P: Platform> Inbox<P> {
         let queue = Mutex::new(Queue { messages: Vec::new(), requests: 0, open: true });
         let shared = Arc::new(Shared { queue, parked: AtomicBool::new(false), wake, requests_max });
         Ok(Self { shared, taken: Vec::new(), me: ShardId(0), shards: Vec::new() })
+    }
+
+    /// Bytes of memory that so many requests take while they wait, their payload excepted.
+    pub const fn memory_len(requests_max: usize) -> usize {
+        table_len::<Message<P>>(requests_max)
     }
 
     /// The inboxes of an engine's shards, by number; each can write to all.

@@ -6,6 +6,7 @@
 //! [`mod@file`], [`disk`], [`inbox`], [`helper`], [`net`], [`poll`], [`uring`].
 
 pub mod arena;
+mod bill;
 pub mod cpu;
 pub mod disk;
 pub mod file;

@@ -18,6 +18,11 @@ pub const HUGE_PAGE_LEN: usize = 2 << 20;
 
 const PAGE_LEN: usize = 4096;
 
+/// The length of whole pages that hold `len` bytes.
+pub(crate) const fn pages_len(len: usize) -> usize {
+    len.next_multiple_of(PAGE_LEN)
+}
+
 /// Zeroed memory for direct I/O, given back to the system when dropped.
 pub struct AlignedBuffer {
     /// [U1] Start of `len` mapped bytes that only this value owns.

@@ -8,6 +8,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use rohrpost_engine_core::bill::table_len;
 use rohrpost_engine_core::disk::Errno;
 use rohrpost_engine_core::platform::DIRECT_IO_ALIGN;
 use rohrpost_engine_core::types::Position;
@@ -25,7 +26,7 @@ pub(crate) const PIPE_LEN: usize = 1 << 20;
 
 /// Lengths to ask for, in this order. The first holds a range of 1 MiB that starts inside a block; only
 /// privileged processes get it (`pipe-max-size`).
-const PIPE_LENS: [usize; 2] = [2 * PIPE_LEN, PIPE_LEN];
+pub(crate) const PIPE_LENS: [usize; 2] = [2 * PIPE_LEN, PIPE_LEN];
 
 /// What a pipe has without asking. Less is what the kernel gives to a user who has too many: of no use.
 const PIPE_LEN_MIN: usize = 64 << 10;
@@ -146,6 +147,11 @@ impl PipePool {
     /// A pool of at most `count_max` pipes, none of them made yet.
     pub(crate) fn new(count_max: usize) -> Self {
         Self { spare: Vec::with_capacity(count_max), count: 0, count_max, sink: None, calls: 0 }
+    }
+
+    /// Bytes of memory that a pool of `count_max` pipes takes itself.
+    pub(crate) const fn memory_len(count_max: usize) -> usize {
+        table_len::<Pipe>(count_max)
     }
 
     /// An empty pipe.

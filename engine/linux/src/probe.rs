@@ -253,8 +253,9 @@ fn display(limit: Option<u64>) -> String {
     limit.map_or_else(|| "unlimited".to_owned(), |limit| limit.to_string())
 }
 
-/// A length for people.
-struct ByteLen(Option<u64>);
+/// A length for people; `None` is "unlimited".
+#[derive(Clone, Copy, Debug)]
+pub struct ByteLen(pub Option<u64>);
 
 impl fmt::Display for ByteLen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

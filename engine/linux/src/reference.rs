@@ -23,7 +23,7 @@ use crate::file::errno_of;
 const STEP_LEN: usize = 256 << 10;
 
 /// Room in the pipe: a step that starts anywhere in a page, as the kernel rounds it.
-const PIPE_LEN: usize = 2 * STEP_LEN;
+pub(crate) const PIPE_LEN: usize = 2 * STEP_LEN;
 
 /// See the module.
 #[derive(Debug)]

@@ -1,18 +1,20 @@
 //! After warm-up no driver allocates: not per write, read, receive or send, and not per
-//! wake-up. Counted on the shard's thread by an allocator of this test's own.
+//! wake-up. What they allocate before is on their bill. Counted on the shard's thread by an allocator of this test's own.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 
+use rohrpost_engine_core::bill::{Due, Item, Memory};
 use rohrpost_engine_core::disk::{Caching, Disk, OpenMode};
 use rohrpost_engine_core::limits::ShardLimits;
-use rohrpost_engine_core::message::{Reply, Ticket};
+use rohrpost_engine_core::message::{Reply, ShardId, Ticket};
 use rohrpost_engine_core::ops::{
     ConnId, DiskOp, Driver, Event, NetOp, Ops, Read, Send, SendHow, SendPart, SendParts, Token, Write,
 };
 use rohrpost_engine_core::platform::{Arena, Chunk, Content};
+use rohrpost_engine_core::shard::Shard as CoreShard;
 use rohrpost_engine_core::types::{ByteCount, Position};
 use rohrpost_engine_linux::arena::{LinuxArena, LinuxChunk};
 use rohrpost_engine_linux::disk::LinuxDisk;
@@ -25,6 +27,13 @@ use rohrpost_engine_linux::uring::{FeatureMask, UringConfig, UringDriver, UringP
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+    /// Bytes allocated and not given back.
+    static LIVE: Cell<i64> = const { Cell::new(0) };
+}
+
+fn count(grown: i64) {
+    ALLOCATIONS.with(|count| count.set(count.get() + 1));
+    LIVE.with(|live| live.set(live.get() + grown));
 }
 
 struct Counting;
@@ -32,18 +41,20 @@ struct Counting;
 // SAFETY: [U29] every call is passed on unchanged to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        count(layout.size() as i64);
         // SAFETY: [U29] the caller's promises are the system allocator's.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // A thread that ends may have no counters any more.
+        let _ = LIVE.try_with(|live| live.set(live.get() - layout.size() as i64));
         // SAFETY: [U29] the caller's promises are the system allocator's.
         unsafe { System.dealloc(pointer, layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        count(new_size as i64 - layout.size() as i64);
         // SAFETY: [U29] the caller's promises are the system allocator's.
         unsafe { System.realloc(pointer, layout, new_size) }
     }
@@ -157,6 +168,50 @@ fn the_poll_driver_does_not_allocate_after_warm_up() {
     let config = PollConfig::default();
     let driver = PollDriver::new(config, Some(listener), inbox, shard_helper, Box::new(NoReplies));
     no_allocation_after_warm_up(driver.expect("descriptors and threads"), address);
+}
+
+/// What a shard and its driver allocate at their start is on their bill, to a twentieth.
+#[test]
+fn what_is_allocated_at_the_start_is_on_the_bill() {
+    for limits in [ShardLimits::small(), ShardLimits::default()] {
+        let Parts { helper, inbox, .. } = parts::<PollPlatform>();
+        let (config, shard_helper) = (PollConfig::new(&limits), helper.for_shard(inbox.mailbox()));
+        allocates_its_bill(&limits, &config.bill(&limits), || {
+            PollDriver::new(config, None, inbox, shard_helper, Box::new(NoReplies)).expect("descriptors and threads")
+        });
+        let report = match probe(FeatureMask::NONE) {
+            Ok(report) => report,
+            Err(error) => return skip(&error),
+        };
+        let Parts { helper, inbox, .. } = parts::<UringPlatform>();
+        let config = UringConfig::new(limits.clone(), report);
+        let (bill, shard_helper) = (config.bill(), helper.for_shard(inbox.mailbox()));
+        allocates_its_bill(&limits, &bill, || {
+            UringDriver::new(config, None, inbox, shard_helper, Box::new(NoReplies)).expect("a ring")
+        });
+    }
+}
+
+fn allocates_its_bill<D: Driver<Platform: LinuxPlatform>>(
+    limits: &ShardLimits,
+    drivers: &[Item],
+    make: impl FnOnce() -> D,
+) {
+    const SHARDS: u16 = 2;
+    let shards = CoreShard::<D::Platform, ()>::bill(limits, SHARDS);
+    let items = drivers.iter().chain(&shards);
+    let billed: u64 = items
+        .filter(|item| (item.due, item.memory) == (Due::Start, Memory::Heap))
+        .map(|item| item.len.get())
+        .sum();
+    let before = LIVE.with(Cell::get);
+    let driver = make();
+    let arena = LinuxArena::new(limits.slabs_max());
+    let shard = CoreShard::<D::Platform, ()>::new(limits.clone(), arena, ()).among(ShardId(0), SHARDS);
+    let taken = LIVE.with(Cell::get) - before;
+    let name = std::any::type_name::<D>();
+    assert!((billed as i64 - taken).abs() <= taken / 20, "{name}: {taken} bytes taken, {billed} on the bill");
+    drop((driver, shard));
 }
 
 fn no_allocation_after_warm_up<D: Driver<Platform: LinuxPlatform>>(driver: D, address: SocketAddr) {

@@ -6,6 +6,7 @@
 //! A hint only: a ghost that is lost or mistaken costs one read or one place in memory. Does not allocate after
 //! construction.
 
+use crate::bill::table_len;
 use crate::cache::SegmentUid;
 use crate::platform::CHUNK_LEN_MIN;
 use crate::types::Position;
@@ -31,8 +32,13 @@ pub(super) struct Ghosts {
 impl Ghosts {
     /// Room for an arena of `granules` granules.
     pub(super) fn new(granules: usize) -> Self {
-        let places = granules.next_power_of_two().max(2);
+        let places = place_count(granules);
         Self { places: vec![NOBODY; places], shift: u64::BITS - places.ilog2() }
+    }
+
+    /// Bytes of memory that they take.
+    pub(super) const fn memory_len(granules: usize) -> usize {
+        table_len::<Ghost>(place_count(granules))
     }
 
     /// Notes that the chunk that begins at `position` was given up, having been asked for `hits` times.
@@ -53,6 +59,11 @@ impl Ghosts {
     fn place(&self, key: u64) -> usize {
         (key.wrapping_mul(SPREAD) >> self.shift) as usize
     }
+}
+
+const fn place_count(granules: usize) -> usize {
+    let places = granules.next_power_of_two();
+    if places < 2 { 2 } else { places }
 }
 
 fn key(uid: SegmentUid, position: Position) -> u64 {

@@ -61,6 +61,11 @@ impl Memo {
         Self { sets: vec![Set([EMPTY; WAY_COUNT]); SET_COUNT].into_boxed_slice() }
     }
 
+    /// Bytes of memory that it takes.
+    pub(crate) const fn memory_len() -> usize {
+        SET_COUNT * size_of::<Set>()
+    }
+
     /// Start and length of the batch that answers a request for that offset, if it was noted.
     pub(crate) fn find(&self, key: Key) -> Option<(Position, ByteCount)> {
         let entry = self.sets[key.place()].0.iter().find(|entry| entry.key == key && entry.len > 0)?;

@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use crate::bill::table_len;
 use crate::cache::{NONE, SegmentUid};
 use crate::error::FetchError;
 use crate::fetch::{FetchOutcome, FetchRequest, Mode};
@@ -144,6 +145,11 @@ impl<P: Platform> Fetches<P> {
             max,
             cancelled: Vec::new(),
         }
+    }
+
+    /// Bytes of memory that `max` of them take.
+    pub(crate) const fn memory_len(max: usize) -> usize {
+        table_len::<Fetch<P>>(max) + table_len::<u32>(max)
     }
 
     /// A slot for a request; `None` at the limit.

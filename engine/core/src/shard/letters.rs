@@ -4,6 +4,7 @@
 //! the owner has ended. An asker's slot names one request at a time, so an answer that comes too late finds
 //! another generation and is dropped, with its leases.
 
+use crate::bill::table_len;
 use crate::error::{AppendError, FetchError};
 use crate::fetch::transfer::FetchId;
 use crate::format::names::TopicPartition;
@@ -15,11 +16,14 @@ use crate::service::Service;
 use crate::shard::Core;
 use crate::types::Nanos;
 
+/// Letters of a turn before memory is allocated for more.
+const OUT_CAPACITY: usize = 1024;
+
 /// Memory of frames kept for reuse.
 const SPARE_FRAMES_MAX: usize = 256;
 
 /// Bytes of it.
-const SPARE_FRAMES_LEN_MAX: usize = 16 << 20;
+pub(super) const SPARE_FRAMES_LEN_MAX: usize = 16 << 20;
 
 /// How often the other shards are told that memory is short, milliseconds.
 const SHORT_INTERVAL_MS: u64 = 1_000;
@@ -74,7 +78,7 @@ impl<P: Platform> Peers<P> {
             me,
             count,
             ended: vec![false; shards],
-            out: Vec::with_capacity(capacity.min(1024)),
+            out: Vec::with_capacity(capacity.min(OUT_CAPACITY)),
             calls: Vec::with_capacity(capacity),
             free_calls: Vec::with_capacity(capacity),
             calls_max,
@@ -84,6 +88,16 @@ impl<P: Platform> Peers<P> {
             waiting_for_file: Vec::new(),
             next_short: Nanos::ZERO,
         }
+    }
+
+    /// Bytes of memory that its tables take among `count` shards.
+    pub(super) fn memory_len(count: u16, calls_max: u32) -> usize {
+        let calls = if count > 1 { calls_max as usize } else { 0 };
+        table_len::<(ShardId, Letter<P>)>(calls.min(OUT_CAPACITY))
+            + table_len::<Call>(calls)
+            + table_len::<u32>(calls)
+            + usize::from(count) * table_len::<Vec<u8>>(calls.min(SPARE_FRAMES_MAX))
+            + table_len::<Vec<u8>>(SPARE_FRAMES_MAX)
     }
 
     /// The shard to ask about a partition; `None` if it is this one.

@@ -8,6 +8,7 @@
 
 mod ahead;
 mod appends;
+mod bill;
 mod by_file;
 mod closing;
 mod conn;
@@ -56,6 +57,12 @@ use crate::types::{ByteCount, Nanos};
 
 /// How soon to look again at what waits for memory or for space on the device, milliseconds.
 const PATIENCE_MS: u64 = 20;
+
+/// Partitions with something to do, outcomes of appends and bytes of an answer that a turn may meet before memory is
+/// allocated for more.
+const READY_CAPACITY: usize = 1024;
+const OUTCOMES_CAPACITY: usize = 1024;
+const SCRATCH_CAPACITY: usize = 4096;
 
 /// The parts of a shard that the service's callbacks must not see.
 pub(crate) struct Core<P: Platform, C> {
@@ -127,7 +134,7 @@ impl<P: Platform, S: Service> Shard<P, S> {
             open_files: OpenFiles::new(limits.open_files_max),
             parks_files: false,
             park_cursor: 0,
-            ready: VecDeque::with_capacity(1024),
+            ready: VecDeque::with_capacity(READY_CAPACITY),
             commits_in_flight: 0,
             linger_until: None,
             fetches: Fetches::new(limits.fetches_max),
@@ -146,7 +153,7 @@ impl<P: Platform, S: Service> Shard<P, S> {
             patience: false,
             memory_short: false,
             retention: RetentionClock::default(),
-            outcomes: Vec::with_capacity(1024),
+            outcomes: Vec::with_capacity(OUTCOMES_CAPACITY),
             opened: Vec::new(),
             peers: Peers::alone(),
             stopping: None,
@@ -155,7 +162,7 @@ impl<P: Platform, S: Service> Shard<P, S> {
             stats: ShardStats::default(),
             limits,
         };
-        Self { service, core, service_deadline: None, scratch: Vec::with_capacity(4096) }
+        Self { service, core, service_deadline: None, scratch: Vec::with_capacity(SCRATCH_CAPACITY) }
     }
 
     /// The same shard as number `me` of `count` in its engine. It owns the partitions of

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 
+use crate::bill::table_len;
 use crate::cache::{NONE, SegmentUid};
 use crate::disk::Errno;
 use crate::error::FetchError;
@@ -58,6 +59,11 @@ pub(super) struct Reads {
 impl Reads {
     pub(super) fn with_capacity(capacity: usize) -> Self {
         Self { queue: VecDeque::with_capacity(capacity), in_flight_len: ByteCount::ZERO }
+    }
+
+    /// Bytes of memory that the queue takes.
+    pub(super) const fn memory_len(capacity: usize) -> usize {
+        table_len::<Queued>(capacity)
     }
 
     /// Whether nothing waits and nothing is in flight.

@@ -23,6 +23,7 @@ mod tests;
 use std::io;
 use std::sync::Arc;
 
+use rohrpost_engine_core::bill::table_len;
 use rohrpost_engine_core::platform::{Arena, Content, SLAB_LEN};
 use rohrpost_engine_core::types::ByteCount;
 
@@ -53,6 +54,11 @@ impl LinuxArena {
     /// An arena without memory, with room for `slabs_max` slabs.
     pub fn new(slabs_max: usize) -> Self {
         Self { slabs: Vec::with_capacity(slabs_max), filling: [None; KINDS], lends: true }
+    }
+
+    /// Bytes of memory that an arena with room for `slabs_max` slabs takes itself.
+    pub(crate) const fn table_len(slabs_max: usize) -> usize {
+        table_len::<OwnedSlab>(slabs_max)
     }
 
     /// An arena that starts with `slabs` slabs, mapped and backed on this thread.

@@ -5,6 +5,7 @@
 
 use std::os::fd::OwnedFd;
 
+use rohrpost_engine_core::bill::table_len;
 use rohrpost_engine_core::ops::{ConnId, Send, SendFile};
 
 use super::PollPlatform;
@@ -52,6 +53,11 @@ impl Connections {
     pub(super) fn new(connections_max: u32) -> Self {
         let slots = (0..connections_max).map(|_| Slot { generation: 0, connection: None }).collect();
         Self { slots, free: (0..connections_max).rev().collect() }
+    }
+
+    /// Bytes of memory that a table of that size takes.
+    pub(super) const fn memory_len(connections_max: u32) -> usize {
+        table_len::<Slot>(connections_max as usize) + table_len::<u32>(connections_max as usize)
     }
 
     pub(super) fn is_full(&self) -> bool {

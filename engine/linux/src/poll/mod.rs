@@ -6,6 +6,7 @@
 //! `sendfile`, which is meant for resident bytes, may wait for the page cache.
 
 mod accept;
+mod config;
 mod connections;
 mod disk_pool;
 mod pipes;
@@ -43,6 +44,7 @@ use recv::RecvPool;
 use transfer::{continue_transfer, ended, receive_once};
 use wait::wait_for;
 
+pub use config::PollConfig;
 pub use recv::PollRecvBuf;
 
 /// Events taken from the kernel in one turn.
@@ -65,33 +67,6 @@ impl Platform for PollPlatform {
     type RecvBuf = PollRecvBuf;
 
     const MODES: ModeSet = ModeSet::of(Mode::ALL).without(&[Mode::SendZc, Mode::DirectSendZc]);
-}
-
-/// Sizes of a driver.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PollConfig {
-    /// Open connections; more wait in the listener's backlog.
-    pub connections_max: u32,
-    /// Bytes of one receive at most.
-    pub recv_buf_len: usize,
-    /// Receive buffers; without a free one, receiving waits.
-    pub recv_buf_count: usize,
-    /// Threads for cold reads.
-    pub read_threads: usize,
-    /// Threads for writes and syncs, each of which holds one for as long as the device takes.
-    pub write_threads: usize,
-}
-
-impl Default for PollConfig {
-    fn default() -> Self {
-        Self {
-            connections_max: 4096,
-            recv_buf_len: 32 << 10,
-            recv_buf_count: 256,
-            read_threads: 2,
-            write_threads: 8,
-        }
-    }
 }
 
 /// The driver cannot start or go on.

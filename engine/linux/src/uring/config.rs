@@ -1,16 +1,17 @@
-//! What a ring driver is made of, what it costs in memory, and what it counts.
+//! What a ring driver is made of, what it takes from its host, and what it counts.
 
 use std::time::Duration;
 
+use rohrpost_engine_core::bill::{Item, Memory, table_len};
 use rohrpost_engine_core::limits::ShardLimits;
-use rohrpost_engine_core::types::ByteCount;
 
 use super::disk_ops::DiskTable;
+use super::features::FeatureSet;
 use super::net_ops::ConnTable;
 use super::probe::ProbeReport;
 use super::recv::RecvPool;
-use super::ring::RingSizes;
-use crate::pipe::{PIPE_LEN, PIPES_MAX};
+use super::ring::{Cqe, RingSizes};
+use crate::memory::pages_len;
 
 /// How a ring's driver waits and submits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,20 +54,34 @@ impl UringConfig {
         Self { tuning, ..self }
     }
 
-    /// What the driver's memory goes to, apart from the arena; the queues count as locked memory.
-    pub fn bill(&self) -> [(&'static str, ByteCount); 4] {
-        let sizes = ring_sizes(self);
-        let queues = u64::from(sizes.submissions) * 68 + u64::from(sizes.completions) * 16;
-        let buffers = RecvPool::memory_len(self.recv_buf_count, self.recv_buf_len);
-        let tables = ConnTable::slot_len() * self.limits.connections_max as usize
-            + DiskTable::write_slot_len() * self.limits.commits_in_flight_max as usize;
-        [
-            ("ring queues", ByteCount::new(queues)),
-            ("receive buffers", ByteCount::of_usize(buffers)),
-            ("operations in flight", ByteCount::of_usize(tables)),
-            ("pipes, while they are filled", ByteCount::of_usize(PIPES_MAX * PIPE_LEN)),
-        ]
+    /// What the driver takes from its host, the arena's memory excepted.
+    pub fn bill(&self) -> Vec<Item> {
+        let (limits, sizes) = (&self.limits, ring_sizes(self));
+        let buffers = pages_len(RecvPool::memory_len(self.recv_buf_count, self.recv_buf_len));
+        let tables = ConnTable::memory_len(limits.connections_max as usize)
+            + DiskTable::memory_len(
+                limits.commits_in_flight_max as usize,
+                limits.cold_reads_max(),
+                limits.slabs_max(),
+            )
+            + table_len::<Cqe>(sizes.completions as usize)
+            + RecvPool::table_len(self.recv_buf_count);
+        let mut items = vec![
+            Item::at_start("ring queues", sizes.queues_len()).of(Memory::Locked).with_descriptors(1),
+            Item::at_start("ring of receive buffers", pages_len(RecvPool::entries_len(self.recv_buf_count)))
+                .of(Memory::Locked),
+            Item::at_start("receive buffers", buffers).of(Memory::Pages),
+            Item::at_start("operations in flight", tables),
+        ];
+        items.extend(crate::bill::of_every_driver(limits));
+        items
     }
+}
+
+/// What a ring driver takes from its host with these limits, the arena's memory excepted.
+pub fn bill(limits: &ShardLimits) -> Vec<Item> {
+    let report = ProbeReport { features: FeatureSet::all(), missing: Vec::new() };
+    UringConfig::new(limits.clone(), report).bill()
 }
 
 /// What a driver has done so far.

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::{self, NonNull};
 
 use io_uring::{opcode, squeue, types};
+use rohrpost_engine_core::bill::table_len;
 use rohrpost_engine_core::ops::{DiskOp, Event, Read, Token, WRITE_EXTENTS_MAX, Write};
 use rohrpost_engine_core::platform::{Chunk, Lease};
 use rohrpost_engine_core::types::ByteCount;
@@ -98,9 +99,12 @@ impl DiskTable {
         }
     }
 
-    /// Bytes of one write in flight.
-    pub(super) const fn write_slot_len() -> usize {
-        size_of::<WriteSlot>()
+    /// Bytes of memory that such tables take.
+    pub(super) const fn memory_len(commits_max: usize, reads_max: usize, slabs_max: usize) -> usize {
+        Slab::<WriteSlot>::memory_len(commits_max)
+            + Slab::<ReadSlot>::memory_len(reads_max)
+            + Slab::<SyncSlot>::memory_len(commits_max)
+            + table_len::<Option<(usize, usize)>>(slabs_max)
     }
 
     /// The slabs registered so far.

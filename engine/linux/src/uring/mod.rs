@@ -29,7 +29,7 @@ mod tests;
 mod transfer_tests;
 mod zero_copy;
 
-pub use config::{UringConfig, UringCounters, UringTuning};
+pub use config::{UringConfig, UringCounters, UringTuning, bill};
 pub use driver::UringDriver;
 pub use features::{Feature, FeatureInfo, FeatureMask, FeatureSet, Missing, Reason, UnknownFeature};
 pub use platform::UringPlatform;

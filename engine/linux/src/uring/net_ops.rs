@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 
 use io_uring::{opcode, squeue, types};
+use rohrpost_engine_core::bill::table_len;
 use rohrpost_engine_core::disk::Errno;
 use rohrpost_engine_core::ops::{ConnId, Event, NetOp, Send, SendHow};
 
@@ -72,9 +73,10 @@ impl ConnTable {
         }
     }
 
-    /// Bytes of one connection's state.
-    pub(super) const fn slot_len() -> usize {
-        size_of::<Conn>()
+    /// Bytes of memory that a table for `capacity` connections takes, with its pipes and zero-copy sends.
+    pub(super) const fn memory_len(capacity: usize) -> usize {
+        let conns = table_len::<Conn>(capacity) + table_len::<u32>(capacity) + table_len::<ConnId>(capacity);
+        conns + PipeTable::memory_len() + ZeroCopies::memory_len()
     }
 
     /// Whether another connection fits.

@@ -47,6 +47,11 @@ impl PipeTable {
     pub(super) fn new() -> Self {
         Self { pool: PipePool::new(PIPES_MAX), fills: Slab::with_capacity(Kind::Fill, PIPES_MAX) }
     }
+
+    /// Bytes of memory that it takes itself.
+    pub(super) const fn memory_len() -> usize {
+        PipePool::memory_len(PIPES_MAX) + Slab::<FillSlot>::memory_len(PIPES_MAX)
+    }
 }
 
 impl ConnTable {

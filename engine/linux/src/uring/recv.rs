@@ -14,6 +14,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::types::BufRingEntry;
+use rohrpost_engine_core::bill::table_len;
 use rohrpost_engine_core::disk::Errno;
 
 use super::ring::Ring;
@@ -83,10 +84,20 @@ impl RecvPool {
         count as usize * (len + SKEW)
     }
 
+    /// Bytes of the ring through which the kernel gets so many buffers.
+    pub(crate) const fn entries_len(count: u16) -> usize {
+        count as usize * ENTRY_LEN
+    }
+
+    /// Bytes of the table of so many buffers.
+    pub(crate) const fn table_len(count: u16) -> usize {
+        table_len::<u16>(count as usize)
+    }
+
     /// Hands buffers to the kernel, as a ring of provided buffers.
     pub(crate) fn register(&self, ring: &mut Ring) -> Result<(), Errno> {
         let shared = &*self.shared;
-        let len = usize::from(shared.buffer_count) * ENTRY_LEN;
+        let len = Self::entries_len(shared.buffer_count);
         let entries = AlignedBuffer::new(len).map_err(|error| crate::file::errno_of_io(&error))?;
         // SAFETY: [U23] freshly mapped, zeroed, page-aligned, and kept in `entries` below; the driver
         // closes its ring before it drops the pool's last clone of its own.

@@ -9,12 +9,13 @@ use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
 use io_uring::types::{SubmitArgs, Timespec};
-use io_uring::{EnterFlags, IoUring, opcode, squeue};
+use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 use rohrpost_engine_core::disk::Errno;
 
 use super::features::{Feature, FeatureSet, Missing, Reason};
 use super::setup_error::SetupError;
 use crate::file::errno_of_io;
+use crate::memory::pages_len;
 
 /// `user_data` of the timeout that stands in for `ext_arg`; no operation uses it.
 pub(crate) const TIMEOUT_USER_DATA: u64 = u64::MAX;
@@ -65,6 +66,17 @@ pub(crate) struct RingSizes {
     pub(crate) spins: bool,
 }
 
+impl RingSizes {
+    /// Bytes of the kernel's pages for the queues: a head, the completions and the index array in one mapping, the
+    /// submissions in another one.
+    pub(crate) const fn queues_len(&self) -> usize {
+        const HEAD_LEN: usize = 64;
+        let (submissions, completions) = (self.submissions as usize, self.completions as usize);
+        let rings = HEAD_LEN + completions * size_of::<cqueue::Entry>() + submissions * size_of::<u32>();
+        pages_len(rings) + pages_len(submissions * size_of::<squeue::Entry>())
+    }
+}
+
 /// One io_uring instance.
 pub(crate) struct Ring {
     uring: IoUring,
@@ -91,12 +103,12 @@ impl Ring {
                 Ok(uring) => break uring,
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                     let Some(feature) = newest_flag(features) else {
-                        return Err(SetupError::from_io(&error, sizes.submissions));
+                        return Err(SetupError::from_io(&error, sizes));
                     };
                     features = features.without(feature);
                     missing.push(Missing { feature, reason: Reason::NotInKernel(Errno::INVAL) });
                 }
-                Err(error) => return Err(SetupError::from_io(&error, sizes.submissions)),
+                Err(error) => return Err(SetupError::from_io(&error, sizes)),
             }
         };
         if !uring.params().is_feature_nodrop() {

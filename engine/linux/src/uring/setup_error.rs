@@ -5,6 +5,7 @@ use std::io;
 use rohrpost_engine_core::disk::Errno;
 
 use super::features::Reason;
+use super::ring::RingSizes;
 use crate::file::errno_of_io;
 
 /// io_uring cannot be used here. The `poll` driver always can.
@@ -40,17 +41,17 @@ pub enum SetupError {
     TooOld,
     /// The ring does not fit into the locked-memory limit.
     #[error(
-        "no memory for a ring of {entries} entries: the locked-memory limit is {limit} bytes; raise it \
-         (ulimit -l), grant CAP_IPC_LOCK, lower the limits, or use the poll driver"
+        "no memory for a ring, whose queues take {needed} bytes: the locked-memory limit is {limit} bytes, for all \
+         processes of the user; raise it (ulimit -l), grant CAP_IPC_LOCK, lower connections_max, or use the poll driver"
     )]
     LockedMemory {
-        /// Submission queue entries asked for.
-        entries: u32,
+        /// Bytes that this ring's queues take.
+        needed: usize,
         /// `RLIMIT_MEMLOCK` in bytes.
         limit: u64,
     },
     /// Any other answer.
-    #[error("io_uring_setup failed: {errno}; use the poll driver")]
+    #[error("io_uring_setup failed: {errno}{}; or use the poll driver", errno.remedy())]
     Other {
         /// The kernel's answer.
         errno: Errno,
@@ -58,8 +59,8 @@ pub enum SetupError {
 }
 
 impl SetupError {
-    /// Explains a failed `io_uring_setup` of a ring of `entries`.
-    pub(crate) fn from_io(error: &io::Error, entries: u32) -> Self {
+    /// Explains a failed `io_uring_setup` of a ring.
+    pub(crate) fn from_io(error: &io::Error, sizes: RingSizes) -> Self {
         let errno = errno_of_io(error);
         match errno.0 {
             libc::EPERM | libc::EACCES => match sysctl_disabled() {
@@ -70,7 +71,9 @@ impl SetupError {
             // file, but a filter on this thread shows.
             libc::ENOSYS if sysctl_disabled().is_some() || is_filtered() => SetupError::Filtered { errno },
             libc::ENOSYS => SetupError::NotInKernel { errno },
-            libc::ENOMEM => SetupError::LockedMemory { entries, limit: locked_memory_limit() },
+            libc::ENOMEM => {
+                SetupError::LockedMemory { needed: sizes.queues_len(), limit: locked_memory_limit() }
+            }
             libc::EINVAL => SetupError::TooOld,
             _ => SetupError::Other { errno },
         }

@@ -5,6 +5,8 @@
 //! since every reuse raises the slot's generation. Grows to the largest number ever in flight and
 //! does not allocate after that.
 
+use rohrpost_engine_core::bill::table_len;
+
 /// What a completion's `user_data` says: whose it is, and which one.
 ///
 /// Kind in the top 8 bits, generation in the next 24, index in the low 32.
@@ -115,6 +117,11 @@ impl<T: Default> Slab<T> {
         }
         slab.free.reverse();
         slab
+    }
+
+    /// Bytes of memory that a table with `capacity` slots takes.
+    pub(crate) const fn memory_len(capacity: usize) -> usize {
+        table_len::<T>(capacity) + table_len::<Slot<T>>(capacity) + table_len::<u32>(capacity)
     }
 
     fn add_slot(&mut self) {

@@ -26,6 +26,9 @@ pub(super) const REPORT_USAGE: u16 = 1 << 3;
 /// `IORING_NOTIF_USAGE_ZC_COPIED`, the highest bit of a notification's result.
 const COPIED: i32 = i32::MIN;
 
+/// Sends before memory is allocated for more.
+const SENDS_CAPACITY: usize = 64;
+
 #[derive(Default)]
 struct ZeroCopy {
     conn: Option<ConnId>,
@@ -44,7 +47,12 @@ pub(super) struct ZeroCopies {
 impl ZeroCopies {
     /// An empty table.
     pub(super) fn new() -> Self {
-        Self { sends: Slab::with_capacity(Kind::ZeroCopy, 64), sent_count: 0, copied_count: 0 }
+        Self { sends: Slab::with_capacity(Kind::ZeroCopy, SENDS_CAPACITY), sent_count: 0, copied_count: 0 }
+    }
+
+    /// Bytes of memory that it takes before there are more sends than usual.
+    pub(super) const fn memory_len() -> usize {
+        Slab::<ZeroCopy>::memory_len(SENDS_CAPACITY)
     }
 
     /// Sends whose memory the kernel may still read.
