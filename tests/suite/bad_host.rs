@@ -7,7 +7,7 @@ use rohrpost_tests::host::{self, NoDescriptors};
 use rohrpost_tests::log::{DRIVERS, Ledger, batch, config, options};
 use rohrpost_tests::service::{Client, Fetch, OK, Wire};
 use rustix::net::{AddressFamily, SocketType};
-use rustix::process::Resource;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::CapabilitySet;
 
 fn loopback() -> Option<SocketAddr> {
@@ -213,6 +213,41 @@ fn too_few_descriptors_stop_nothing_that_runs() {
         ledger.check(&partition);
         engine.shutdown().unwrap();
     }
+}
+
+/// A start that lacks descriptors fails with the remedy, and where the shards' own are lacking with how many it takes; with
+/// enough of them it succeeds.
+#[test]
+fn a_start_without_descriptors_says_how_many_it_takes() {
+    if !host::in_child("bad_host::a_start_without_descriptors_says_how_many_it_takes") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    // More shards than a start has files open for a moment: it is their own descriptors that are lacking.
+    let options = EngineOptions { cores: vec![None; 8], ..options(dir.path(), DriverChoice::Poll) };
+    let takes = options.bill().at_start().descriptors;
+    let open = std::fs::read_dir("/proc/self/fd").unwrap();
+    let open = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u64>().ok()).max().unwrap();
+    let before = getrlimit(Resource::Nofile);
+    let mut told = 0;
+    for end in open + 1.. {
+        setrlimit(Resource::Nofile, Rlimit { current: Some(end), ..before }).unwrap();
+        match Engine::start(options.clone()) {
+            Ok(engine) => {
+                setrlimit(Resource::Nofile, before).unwrap();
+                engine.shutdown().unwrap();
+                break;
+            }
+            Err(error) => {
+                assert!(error.to_string().contains("ulimit -n"), "{end}: {error}");
+                if let StartError::Descriptors { needed, allowed, .. } = error {
+                    assert_eq!((needed, allowed), (takes, end));
+                    told += 1;
+                }
+            }
+        }
+    }
+    assert!(told > 0, "the shards' inboxes take some");
 }
 
 /// A segment is full and the next one cannot be made: appends are suspended by name, and go on.

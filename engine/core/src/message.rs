@@ -148,6 +148,15 @@ pub enum Letter<P: Platform> {
         /// What to read.
         request: FetchRequest,
     },
+    /// Go on with a fetch whose bytes were given back, from memory; answered as `Fetch` is.
+    Resume {
+        /// The asker's new name for it.
+        call: CallId,
+        /// What it was to read.
+        request: FetchRequest,
+        /// What is left of the answer.
+        rest: FetchOutcome,
+    },
     /// The bytes of this fetch that follow are wanted now; answered by `Bytes`.
     Pull {
         /// The owner's name for the fetch.
@@ -219,7 +228,7 @@ pub enum Letter<P: Platform> {
         /// Its number.
         partition: PartitionId,
     },
-    /// The owner's memory is short: peers that take nothing of it are to be closed.
+    /// The owner's memory is short: what peers hold of it that take nothing is to be given back.
     MemoryShort,
 }
 

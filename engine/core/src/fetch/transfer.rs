@@ -92,11 +92,32 @@ pub(crate) struct Foreign<P: Platform> {
     pub(crate) owner: ShardId,
     /// Bytes that have not been handed to the socket yet.
     pub(crate) left: ByteCount,
-    pub(crate) len: ByteCount,
+    /// As it was planned.
+    pub(crate) outcome: FetchOutcome,
     pub(crate) mode: Mode,
+    /// In memory without a plan and without pieces, though there are bytes left: they were given back.
     pub(crate) source: Source<P>,
     /// More bytes are on their way from the owner.
     pub(crate) pulled: bool,
+}
+
+impl<P: Platform> Foreign<P> {
+    /// What is to be planned of it again.
+    pub(crate) fn rest(&self) -> FetchOutcome {
+        let sent = self.outcome.len.get() - self.left.get();
+        let position = self.outcome.position.plus(ByteCount::new(sent));
+        FetchOutcome { position, len: self.left, ..self.outcome }
+    }
+
+    /// The owner's name for it, if the owner has it under way: `None` in it while it has yet to be told.
+    fn plan_at_owner(&self) -> Option<Option<CallId>> {
+        match &self.source {
+            // The owner has ended it with its last bytes.
+            Source::Memory { .. } if self.left == ByteCount::ZERO => None,
+            Source::Memory { plan, .. } => (plan.is_some() || self.pulled).then_some(*plan),
+            Source::File { plan, .. } => plan.is_some().then_some(*plan),
+        }
+    }
 }
 
 /// One fetch.
@@ -116,6 +137,15 @@ pub(crate) struct Fetch<P: Platform> {
 }
 
 impl<P: Platform> Fetch<P> {
+    /// Whether all its bytes have been handed to the socket.
+    pub(crate) fn is_handed_over(&self) -> bool {
+        match &self.state {
+            FetchState::Streaming(stream) => stream.at >= stream.end,
+            FetchState::Foreign(foreign) => foreign.left == ByteCount::ZERO,
+            _ => false,
+        }
+    }
+
     /// The shard that plans it, if that is another one.
     pub(crate) fn owner(&self) -> Option<ShardId> {
         match &self.state {
@@ -216,14 +246,8 @@ impl<P: Platform> Fetches<P> {
         }
         let cancelled = match &fetch.state {
             FetchState::Asked { owner } => Some((*owner, id.into(), None)),
-            FetchState::Foreign(Foreign {
-                owner,
-                source: Source::Memory { plan: Some(plan), .. },
-                left,
-                ..
-            }) if *left > ByteCount::ZERO => Some((*owner, id.into(), Some(*plan))),
-            FetchState::Foreign(Foreign { owner, source: Source::File { plan: Some(plan), .. }, .. }) => {
-                Some((*owner, id.into(), Some(*plan)))
+            FetchState::Foreign(foreign) => {
+                foreign.plan_at_owner().map(|plan| (foreign.owner, id.into(), plan))
             }
             _ => None,
         };
@@ -231,6 +255,24 @@ impl<P: Platform> Fetches<P> {
         fetch.generation = fetch.generation.wrapping_add(1);
         self.cancelled.extend(cancelled);
         self.free.push(id.index);
+    }
+
+    /// Gives up what the owner of a fetch has lent to it and has still to bring: what comes under its old name is dropped.
+    /// Returns its new one, under which the rest can be asked for. `None` if it holds nothing of that kind.
+    pub(crate) fn give_back(&mut self, id: FetchId) -> Option<FetchId> {
+        let fetch = self.get_mut(id)?;
+        let FetchState::Foreign(foreign) = &mut fetch.state else { return None };
+        if foreign.left == ByteCount::ZERO {
+            return None;
+        }
+        let cancelled = foreign.plan_at_owner().map(|plan| (foreign.owner, id.into(), plan));
+        let Source::Memory { plan, pieces } = &mut foreign.source else { return None };
+        (*plan, foreign.pulled) = (None, false);
+        pieces.clear();
+        fetch.generation = fetch.generation.wrapping_add(1);
+        let generation = fetch.generation;
+        self.cancelled.extend(cancelled);
+        Some(FetchId { generation, ..id })
     }
 
     /// The next fetch to be taken back from its owner.

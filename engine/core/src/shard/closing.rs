@@ -5,17 +5,17 @@ use crate::ops::{ConnId, NetOp, Now, Ops};
 use crate::platform::Platform;
 use crate::service::Service;
 use crate::shard::Core;
-use crate::shard::conn::{AnswerState, Conn};
+use crate::shard::conn::Conn;
 
 /// Stalled connections closed in one turn: their memory may be enough.
 const CLOSED_PER_TURN: usize = 8;
 
 impl<P: Platform, C> Core<P, C> {
-    /// Memory is short: closes some of the connections whose peers have taken nothing for long.
+    /// Memory is short: closes some of the connections whose peers have taken nothing for long of what holds memory.
     pub(super) fn close_stalled(&mut self, now: Now, ops: &mut Ops<P>) {
         let stalled = |conn: &Conn<P, C>| {
             let until = conn.sending_since.plus_millis(STALL_MS_MAX);
-            (conn.sending && !conn.recalled && !conn.closed && now.mono >= until).then_some(conn.id)
+            (conn.is_stalled() && conn.holds_memory && now.mono >= until).then_some(conn.id)
         };
         for _ in 0..CLOSED_PER_TURN {
             let Some(id) = self.conns.iter().flatten().find_map(|conn| stalled(conn)) else { return };
@@ -31,11 +31,7 @@ impl<P: Platform, C> Core<P, C> {
         conn.received.clear();
         let mut responses = std::mem::take(&mut conn.responses);
         for response in responses.drain(..) {
-            let ready = match response.state {
-                AnswerState::Ready(fetch) => fetch,
-                AnswerState::Waiting => None,
-            };
-            if let Some(fetch) = ready.or(response.fetch) {
+            if let Some(fetch) = response.fetch_ready().or(response.fetch) {
                 self.fetches.end(fetch);
             }
         }

@@ -41,6 +41,16 @@ pub(crate) struct Response {
     pub(crate) fetch: Option<FetchId>,
 }
 
+impl Response {
+    /// The fetch whose log bytes follow the header, once that is written.
+    pub(crate) fn fetch_ready(&self) -> Option<FetchId> {
+        match self.state {
+            AnswerState::Ready(fetch) => fetch,
+            AnswerState::Waiting => None,
+        }
+    }
+}
+
 /// See the module documentation.
 pub(crate) struct Conn<P: Platform, C> {
     pub(crate) id: ConnId,
@@ -67,6 +77,8 @@ pub(crate) struct Conn<P: Platform, C> {
     pub(crate) pipe: Pipe,
     /// A transfer is outstanding: the peer has taken nothing of it.
     pub(crate) sending: bool,
+    /// Log bytes of the arena are with it.
+    pub(crate) holds_memory: bool,
     /// Its memory has been asked back: nothing is staged before the socket takes bytes again.
     pub(crate) recalled: bool,
     /// Since when, if one is.
@@ -99,6 +111,7 @@ impl<P: Platform, C: Default> Conn<P, C> {
             zero_copy: remote,
             pipe: Pipe::Holds(0),
             sending: false,
+            holds_memory: false,
             recalled: false,
             sending_since: Nanos::ZERO,
             queued: false,
@@ -177,10 +190,15 @@ impl<P: Platform, C> Conn<P, C> {
         self.stage(SendPart::Lease(lease));
     }
 
-    /// Whether a send is under way whose log bytes, or some of them, could be had again.
+    /// Whether a transfer is under way that has not been asked back.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.sending && !self.recalled && !self.closed
+    }
+
+    /// Whether it is a send whose log bytes, or some of them, could be had again.
     pub(crate) fn is_recallable(&self) -> bool {
-        let is_from_memory = self.sending && self.outgoing.is_none() && self.how != SendHow::ZeroCopy;
-        is_from_memory && self.head_len > 0 && !self.recalled && !self.closed
+        let is_from_memory = self.outgoing.is_none() && self.how != SendHow::ZeroCopy;
+        self.is_stalled() && is_from_memory && self.head_len > 0
     }
 
     /// Drops what is staged and not sent of the answer at the head, which lies behind all that is staged of earlier ones;
@@ -227,6 +245,7 @@ impl<P: Platform, C> Conn<P, C> {
 
     /// What is staged, as an operation.
     pub(crate) fn take_staged(&mut self, more: bool) -> Option<Send<P>> {
+        self.holds_memory = self.has_leases();
         let parts = self.outgoing.take_if(|parts| !parts.is_empty())?;
         self.sending = true;
         self.staged_len = 0;

@@ -4,15 +4,15 @@ use std::ops::Range;
 
 use crate::cache::SegmentUid;
 use crate::error::FetchError;
-use crate::fetch::transfer::{FetchId, FetchState};
-use crate::fetch::{FetchOutcome, Mode};
+use crate::fetch::transfer::{FetchId, FetchState, Stream};
+use crate::fetch::{FetchOutcome, FetchRequest, Mode};
 use crate::log::partition::Origin;
 use crate::message::{CallId, Letter, PartitionId, Pieces, ShardId, Source};
 use crate::ops::{Now, Ops};
 use crate::platform::{Lease as _, Platform};
 use crate::shard::Core;
 use crate::shard::appends::Batches;
-use crate::types::Position;
+use crate::types::{Nanos, Offset, Position};
 
 /// Most bytes in one letter: as much as a connection sends at a time.
 const LETTER_LEN_MAX: usize = 256 << 10;
@@ -117,6 +117,44 @@ impl<P: Platform, C> Core<P, C> {
                 None => return Ok((pieces, false)),
             }
         }
+    }
+
+    /// The asker has given back what it was lent of a fetch, and goes on with the rest of it.
+    pub(super) fn resume_for(
+        &mut self,
+        shard: ShardId,
+        call: CallId,
+        request: FetchRequest,
+        rest: FetchOutcome,
+        ops: &mut Ops<P>,
+    ) {
+        let origin = Origin::Shard { shard, call };
+        let begun = self.uid_of(&request, rest.segment).and_then(|uid| {
+            let id = self.fetches.insert(request, origin, Nanos::ZERO).ok_or(FetchError::Busy)?;
+            let (at, end) = (rest.position, rest.position.plus(rest.len));
+            let (mode, by_file, pieces) = (Mode::DirectSend, at..at, Vec::new());
+            if let Some(fetch) = self.fetches.get_mut(id) {
+                fetch.state =
+                    FetchState::Streaming(Stream { outcome: rest, uid, at, end, mode, by_file, pieces });
+            }
+            Ok(id)
+        });
+        self.answer_shard(shard, call, begun.as_ref().ok().copied(), begun.map(|_| rest), ops);
+    }
+
+    /// The segment that a fetch was planned in.
+    fn uid_of(&self, request: &FetchRequest, base_offset: Offset) -> Result<SegmentUid, FetchError> {
+        let partition = self.partitions.get(request.partition).ok_or(FetchError::UnknownPartition)?;
+        if !partition.is_readable() {
+            return Err(FetchError::Closing);
+        }
+        let segment = partition.segments.iter().find(|segment| segment.base_offset == base_offset);
+        let marks = partition.watermarks();
+        segment.map(|segment| segment.uid).ok_or(FetchError::OffsetOutOfRange {
+            offset: request.offset,
+            log_start_offset: marks.log_start_offset,
+            log_end_offset: marks.log_end_offset,
+        })
     }
 
     /// The asker wants the next bytes.

@@ -26,7 +26,7 @@ const SPARE_FRAMES_MAX: usize = 256;
 pub(super) const SPARE_FRAMES_LEN_MAX: usize = 16 << 20;
 
 /// How often the other shards are told that memory is short, milliseconds.
-const SHORT_INTERVAL_MS: u64 = 1_000;
+const SHORT_INTERVAL_MS: u64 = 100;
 
 /// An append that another shard carries out.
 struct Call {
@@ -207,6 +207,7 @@ impl<P: Platform, C> Core<P, C> {
             Letter::Fetch { call, request } => {
                 self.start_fetch(request, Origin::Shard { shard: from, call }, service, now, ops);
             }
+            Letter::Resume { call, request, rest } => self.resume_for(from, call, request, rest, ops),
             Letter::Pull { plan, from } => self.handle_pull(plan, from),
             Letter::Cancel { call, plan } => self.handle_cancel(from, call, plan),
             Letter::Append { call, partition, mut frame, batches } => {
@@ -238,7 +239,7 @@ impl<P: Platform, C> Core<P, C> {
                 }
             }
             Letter::MemoryShort => {
-                self.recall_stalled(now, ops);
+                self.recall_stalled(Some(from), now, ops);
                 self.close_stalled(now, ops);
             }
         }

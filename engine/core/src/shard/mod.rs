@@ -263,7 +263,7 @@ impl<P: Platform, S: Service> Shard<P, S> {
         core.poll_reads(service, now, ops);
         if core.memory_short {
             core.detach_idle_tails();
-            core.recall_stalled(now, ops);
+            core.recall_stalled(None, now, ops);
             core.close_stalled(now, ops);
         }
         core.poll_letters(now, ops);

@@ -12,7 +12,7 @@ use crate::fetch::transfer::{FetchId, FetchState, Foreign};
 use crate::fetch::{FetchOutcome, FetchRequest, Mode};
 use crate::log::partition::Origin;
 use crate::message::{Letter, PartitionId, Pieces, ShardId, Source};
-use crate::ops::{ConnId, Ops, SendHow, SendPart};
+use crate::ops::{ConnId, Ops, SendHow};
 use crate::platform::{Lease, Platform};
 use crate::service::Service;
 use crate::shard::Core;
@@ -84,13 +84,22 @@ impl<P: Platform, C> Core<P, C> {
         // A fetch that has been cancelled meanwhile: its owner has been told.
         let Some(fetch) = self.fetches.get_mut(id) else { return };
         let Some(owner) = fetch.owner() else { return };
-        let len = outcome.len;
         let pulled = match &source {
             Source::Memory { plan, pieces } => plan.is_some() && pieces.is_empty(),
             Source::File { .. } => false,
         };
         let origin = fetch.origin;
-        fetch.state = FetchState::Foreign(Foreign { owner, left: len, len, mode, source, pulled });
+        if let FetchState::Foreign(foreign) = &mut fetch.state {
+            // It goes on; its header has left.
+            debug_assert_eq!(foreign.left, outcome.len, "what was left is what comes");
+            (foreign.mode, foreign.source, foreign.pulled) = (mode, source, pulled);
+            if let Origin::Frame { conn, .. } = origin {
+                self.queue_conn(conn);
+            }
+            return;
+        }
+        let left = outcome.len;
+        fetch.state = FetchState::Foreign(Foreign { owner, left, outcome, mode, source, pulled });
         self.answer(origin, Some(id), Ok(outcome), service, ops);
     }
 
@@ -124,19 +133,23 @@ impl<P: Platform, C> Core<P, C> {
         let fetch = self.fetches.get_mut(id)?;
         let FetchState::Foreign(foreign) = &mut fetch.state else { return None };
         if foreign.left == ByteCount::ZERO {
-            self.fetches.end(id);
-            if let Some(conn) = self.conn_mut(conn_id) {
-                conn.finish_response();
-            }
-            return Some(Ok(Piece::Staged));
+            return Some(self.end_staged(conn_id, id));
         }
         let Source::Memory { plan, pieces } = &mut foreign.source else {
             return Some(Ok(Piece::NotNow));
         };
         let Some((first, how)) = pieces.first_mut() else {
-            return Some(fetch.failure.take().map_or(Ok(Piece::NotNow), Err));
+            let failure = fetch.failure.take();
+            if failure.is_none() && plan.is_none() && !foreign.pulled {
+                // They were given back.
+                foreign.pulled = true;
+                let (call, request, rest) = (id.into(), fetch.request, foreign.rest());
+                self.peers.push(foreign.owner, Letter::Resume { call, request, rest });
+            }
+            return Some(failure.map_or(Ok(Piece::NotNow), Err));
         };
-        let facts = PieceFacts { len: foreign.len, shared: false, zero_copy, forced: fetch.request.mode };
+        let facts =
+            PieceFacts { len: foreign.outcome.len, shared: false, zero_copy, forced: fetch.request.mode };
         // Only the owner knows whether others read the same memory.
         let how = if *how == SendHow::Reference { *how } else { hand_over(facts, modes) };
         if let Some(conn) = self.conns.get_mut(conn_id.slot as usize).and_then(Option::as_deref_mut)
@@ -164,7 +177,7 @@ impl<P: Platform, C> Core<P, C> {
             self.peers.push(foreign.owner, Letter::Pull { plan, from: None });
         }
         if let Some(conn) = self.conn_mut(conn_id) {
-            conn.stage(SendPart::Lease(piece));
+            conn.stage_lease(piece);
         }
         Some(Ok(Piece::Staged))
     }

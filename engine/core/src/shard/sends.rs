@@ -164,13 +164,7 @@ impl<P: Platform, C> Core<P, C> {
         let Some(entry) = self.fetches.get_mut(fetch) else { return Err(FetchError::Cancelled) };
         let FetchState::Streaming(stream) = &entry.state else { return Err(FetchError::Cancelled) };
         if stream.at >= stream.end {
-            let Some(conn) = self.conn_mut(id) else { return Err(FetchError::Cancelled) };
-            if conn.staged_len() > 0 && conn.responses.len() == 1 {
-                return Ok(Piece::Whole);
-            }
-            conn.finish_response();
-            self.fetches.end(fetch);
-            return Ok(Piece::Staged);
+            return self.end_staged(id, fetch);
         }
         if let Part::File(_) = stream.part() {
             return Ok(Piece::NotNow);
@@ -188,6 +182,17 @@ impl<P: Platform, C> Core<P, C> {
         Ok(Piece::Staged)
     }
 
+    /// All of a fetch is staged: ends its answer, unless nothing follows that could be staged with it.
+    pub(super) fn end_staged(&mut self, id: ConnId, fetch: FetchId) -> Result<Piece, FetchError> {
+        let Some(conn) = self.conn_mut(id) else { return Err(FetchError::Cancelled) };
+        if conn.staged_len() > 0 && conn.responses.len() == 1 {
+            return Ok(Piece::Whole);
+        }
+        conn.finish_response();
+        self.fetches.end(fetch);
+        Ok(Piece::Staged)
+    }
+
     /// A send from memory has ended.
     pub(super) fn handle_sent<S: Service<Connection = C>>(
         &mut self,
@@ -199,7 +204,7 @@ impl<P: Platform, C> Core<P, C> {
     ) {
         let id = send.conn;
         let Some(conn) = self.conn_mut(id) else { return };
-        conn.sending = false;
+        (conn.sending, conn.holds_memory) = (false, false);
         match result {
             Ok(len) => conn.restage(send, len),
             Err(_) => return self.close(id, ops),
@@ -218,10 +223,8 @@ impl<P: Platform, C> Core<P, C> {
         // With its header still there nothing of it has been staged.
         if conn.staged_len() == 0
             && let Some(head) = conn.responses.front().filter(|head| head.header.is_empty())
-            && let AnswerState::Ready(Some(fetch)) = head.state
-            && let Some(entry) = self.fetches.get_mut(fetch)
-            && let FetchState::Streaming(stream) = &entry.state
-            && stream.at >= stream.end
+            && let Some(fetch) = head.fetch_ready()
+            && self.fetches.get_mut(fetch).is_some_and(|fetch| fetch.is_handed_over())
         {
             conn.finish_response();
             self.fetches.end(fetch);
