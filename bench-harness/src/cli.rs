@@ -213,8 +213,8 @@ fn list() {
         let mark = if workload.main { '*' } else { ' ' };
         println!("  {mark} {:<12} {}", workload.name, workload.about);
     }
-    println!("\npaths (* in the main job; F fetch, C cold fetch, A append as fast as it goes, T append with readers at");
-    println!("the tail, at a rate, beside other loads, and over many partitions)");
+    println!("\npaths (* in the main job; F fetch, C cold fetch, A append as fast as it goes,");
+    println!("T append with readers at the tail, at a rate, beside other loads, and over many partitions)");
     for path in PATHS.iter().filter(|path| path.listed) {
         let mark = if path.main { '*' } else { ' ' };
         let able = [(path.fetch, 'F'), (path.cold, 'C'), (path.append, 'A'), (path.tail, 'T')];

@@ -186,8 +186,13 @@ impl Bill {
 impl fmt::Display for Bill {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let line = |f: &mut fmt::Formatter<'_>, item: &Item| {
-            let len = if item.len == ByteCount::ZERO { String::new() } else { ByteLen(Some(item.len.get())).to_string() };
-            let (start, most) = if item.due == Due::Start { (len, String::new()) } else { (String::new(), len) };
+            let len = if item.len == ByteCount::ZERO {
+                String::new()
+            } else {
+                ByteLen(Some(item.len.get())).to_string()
+            };
+            let (start, most) =
+                if item.due == Due::Start { (len, String::new()) } else { (String::new(), len) };
             let files = if item.descriptors == 0 { String::new() } else { item.descriptors.to_string() };
             let locked = match item.memory {
                 Memory::Locked => "  locked",

@@ -177,7 +177,8 @@ fn what_is_allocated_at_the_start_is_on_the_bill() {
         let Parts { helper, inbox, .. } = parts::<PollPlatform>();
         let (config, shard_helper) = (PollConfig::new(&limits), helper.for_shard(inbox.mailbox()));
         allocates_its_bill(&limits, &config.bill(&limits), || {
-            PollDriver::new(config, None, inbox, shard_helper, Box::new(NoReplies)).expect("descriptors and threads")
+            PollDriver::new(config, None, inbox, shard_helper, Box::new(NoReplies))
+                .expect("descriptors and threads")
         });
         let report = match probe(FeatureMask::NONE) {
             Ok(report) => report,

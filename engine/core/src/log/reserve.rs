@@ -140,7 +140,10 @@ impl<P: Platform> Partition<P> {
 
     /// The next segment's file was made, or could not be: then it is made when it is needed. Returns how many of its
     /// bytes were filled.
-    pub(crate) fn handle_prepared(&mut self, result: Result<PreparedSegment<P::File>, PartitionError>) -> u64 {
+    pub(crate) fn handle_prepared(
+        &mut self,
+        result: Result<PreparedSegment<P::File>, PartitionError>,
+    ) -> u64 {
         let zeroed = result.as_ref().map_or(Position::ZERO, |prepared| prepared.zeroed);
         self.prepared = result.map_or(Prepared::Refused, Prepared::Ready);
         zeroed.get()

@@ -34,7 +34,10 @@ impl<P: Platform, S: Service> Shard<P, S> {
         let requests_len = conns.saturating_mul(limits.request_len_max.as_usize());
         let mut items = vec![
             Item::in_use(ARENA, arena).of(Memory::PagesLockedIfAllowed),
-            Item::at_start("index of the read cache", ReadCache::<P::Lease>::memory_len(ByteCount::of_usize(arena))),
+            Item::at_start(
+                "index of the read cache",
+                ReadCache::<P::Lease>::memory_len(ByteCount::of_usize(arena)),
+            ),
             Item::at_start("fetches under way", fetches_len),
             Item::at_start("queues of a turn", queues_len),
             Item::at_start("calls of other shards", Peers::<P>::memory_len(count, limits.fetches_max)),
@@ -42,8 +45,11 @@ impl<P: Platform, S: Service> Shard<P, S> {
             Item::in_use("open connections", table_len::<Conn<P, S::Connection>>(conns))
                 .with_descriptors(u64::from(limits.connections_max)),
             Item::in_use("requests received in part, one a connection", requests_len),
-            Item::in_use("partitions, but for their indexes", table_len::<Partition<P>>(limits.partitions_max as usize))
-                .with_descriptors(u64::from(limits.open_files_max)),
+            Item::in_use(
+                "partitions, but for their indexes",
+                table_len::<Partition<P>>(limits.partitions_max as usize),
+            )
+            .with_descriptors(u64::from(limits.open_files_max)),
         ];
         if count > 1 {
             items.push(Item::in_use("frames on their way to other shards", SPARE_FRAMES_LEN_MAX));

@@ -2,10 +2,13 @@
 
 use rohrpost_engine_core::bill::{Item, Memory, table_len};
 use rohrpost_engine_core::limits::ShardLimits;
+use rohrpost_engine_core::ops::ConnId;
 use rustix::event::epoll;
 
-use super::EVENTS_MAX;
 use super::connections::Connections;
+use super::disk_pool::DiskPool;
+use super::recv::RecvPool;
+use super::{EVENTS_MAX, PollPlatform};
 
 /// Addresses that a thread's stack may use; a few pages of them are.
 const STACK_LEN: usize = 2 << 20;
@@ -45,10 +48,13 @@ impl PollConfig {
 
     /// What the driver takes from its host, the arena's memory excepted. `limits` are those of its shard.
     pub fn bill(&self, limits: &ShardLimits) -> Vec<Item> {
-        let tables = Connections::memory_len(self.connections_max) + table_len::<epoll::Event>(EVENTS_MAX);
+        let turn = table_len::<epoll::Event>(EVENTS_MAX) + 2 * table_len::<ConnId>(EVENTS_MAX);
+        let tables =
+            Connections::memory_len(self.connections_max) + turn + RecvPool::table_len(self.recv_buf_count);
         let buffers = self.recv_buf_len * self.recv_buf_count;
         let mut items = vec![
             Item::at_start("epoll, table of connections", tables).with_descriptors(1),
+            Item::at_start("operations that wait for a disk thread", DiskPool::<PollPlatform>::memory_len()),
             Item::in_use("receive buffers", buffers),
             Item::in_use("stacks of the disk threads", (self.read_threads + self.write_threads) * STACK_LEN)
                 .of(Memory::Pages),

@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use arrayvec::ArrayVec;
+use rohrpost_engine_core::bill::table_len;
 use rohrpost_engine_core::disk::Errno;
 use rohrpost_engine_core::ops::{DiskOp, Read, Token, WRITE_EXTENTS_MAX, Write};
 use rohrpost_engine_core::platform::Chunk;
@@ -20,6 +21,9 @@ use crate::file::{LinuxFile, errno_of};
 use crate::helper::LinuxPlatform;
 use crate::inbox::{Mailbox, Message};
 use crate::pipe::{Pipe, Span, fill_now};
+
+/// Jobs of a lane before memory is allocated for more.
+const JOBS_CAPACITY: usize = 64;
 
 /// The threads of one driver. Dropping it finishes what was submitted and joins them.
 pub(super) struct DiskPool<P: LinuxPlatform> {
@@ -74,6 +78,11 @@ impl<P: LinuxPlatform> DiskPool<P> {
         Ok(pool)
     }
 
+    /// Bytes of memory that the queues of both lanes take.
+    pub(super) const fn memory_len() -> usize {
+        2 * table_len::<Job<P>>(JOBS_CAPACITY)
+    }
+
     /// Queues an operation; its completion is posted.
     pub(super) fn submit(&self, op: DiskOp<P>) {
         let lane = if matches!(op, DiskOp::Read(_)) { &self.reads } else { &self.writes };
@@ -101,7 +110,7 @@ impl<P: LinuxPlatform> Drop for DiskPool<P> {
 
 impl<P: LinuxPlatform> Lane<P> {
     fn new() -> Arc<Self> {
-        let queue = LaneQueue { jobs: VecDeque::with_capacity(64), ending: false };
+        let queue = LaneQueue { jobs: VecDeque::with_capacity(JOBS_CAPACITY), ending: false };
         Arc::new(Self { queue: Mutex::new(queue), changed: Condvar::new() })
     }
 

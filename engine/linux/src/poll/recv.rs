@@ -7,6 +7,8 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+use rohrpost_engine_core::bill::table_len;
+
 /// The buffers of one driver.
 pub(super) struct RecvPool(Rc<Home>);
 
@@ -30,6 +32,11 @@ impl RecvPool {
     pub(super) fn new(len: usize, count_max: usize) -> Self {
         let free = RefCell::new(Vec::with_capacity(count_max));
         Self(Rc::new(Home { free, made: Cell::new(0), len, count_max }))
+    }
+
+    /// Bytes of the table of so many buffers.
+    pub(super) const fn table_len(count_max: usize) -> usize {
+        table_len::<Box<[u8]>>(count_max)
     }
 
     /// Whether [`Self::take`] would find one.
