@@ -67,7 +67,7 @@ const fn place_count(granules: usize) -> usize {
 }
 
 fn key(uid: SegmentUid, position: Position) -> u64 {
-    u64::from(uid.0) << 32 | position.get() / CHUNK_LEN_MIN.get()
+    (u64::from(uid.0) << 32) | (position.get() / CHUNK_LEN_MIN.get())
 }
 
 #[cfg(test)]
