@@ -30,10 +30,11 @@ struct State {
     trace: Vec<String>,
     /// Changes that still succeed; afterwards the process counts as dead and every call fails.
     changes_left: Option<u64>,
-    /// Calls of this action on a path that contains this text fail so.
+    /// Calls of this action on a path that contains this text fail so; the first alone, if it ends then.
     fault: Option<(&'static str, String, Errno)>,
-    /// Only the first of them.
     fault_ends: bool,
+    /// What the page cache shows of a file, whatever the device has.
+    cached: Option<(PathBuf, Vec<u8>)>,
     no_direct: bool,
 }
 
@@ -159,6 +160,11 @@ impl MemoryDisk {
     pub(crate) fn fail_once(&self, action: &'static str, text: &str, errno: Errno) {
         self.fail(action, text, errno);
         self.state().fault_ends = true;
+    }
+
+    /// From now on the page cache shows this of a file, as after a failed write-back.
+    pub(crate) fn show_cached(&self, path: PathBuf, bytes: &[u8]) {
+        self.state().cached = Some((path, bytes.to_vec()));
     }
 
     /// Ends [`MemoryDisk::fail`].
@@ -293,7 +299,10 @@ impl Disk for MemoryDisk {
 
     fn read_at(&self, file: &MemoryFile, position: Position, buf: &mut [u8]) -> Result<usize, DiskError> {
         let state = self.look("read", &file.handle.path)?;
-        let rest = state.files[file.handle.file].get(position.get() as usize..).unwrap_or_default();
+        let handle = &file.handle;
+        let cached = state.cached.as_ref().filter(|(path, _)| !handle.direct && *path == handle.path);
+        let held = cached.map_or(&state.files[handle.file], |(_, bytes)| bytes);
+        let rest = held.get(position.get() as usize..).unwrap_or_default();
         let len = rest.len().min(buf.len());
         buf[..len].copy_from_slice(&rest[..len]);
         Ok(len)

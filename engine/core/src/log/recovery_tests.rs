@@ -304,6 +304,17 @@ fn what_was_read_and_what_was_cut_is_rewritten_and_synced() {
     );
 }
 
+/// After a failed write-back the page cache shows what the device never got, and calls it clean: recovery reads around it.
+#[test]
+fn recovery_believes_the_device_and_not_the_page_cache() {
+    let bytes = batches(0, 3, 50);
+    let kept = bytes.len() / 3 * 2;
+    let disk = killed_with(&[&bytes[..kept], &vec![0; bytes.len() - kept]].concat());
+    disk.show_cached(segment(0, "log"), &bytes);
+    assert_eq!(shape(&reopen(&disk).unwrap()), (vec![(0, kept as u64)], 2));
+    assert_eq!(disk.get(segment(0, "log")).unwrap(), bytes[..kept]);
+}
+
 /// Batches larger than a scan's block are read in pieces.
 #[test]
 fn large_batches_are_checked_to_their_last_byte() {

@@ -75,7 +75,10 @@ const CATCHERS: &[(Bug, Catcher)] = &[
     (Bug::WrongOffsetAfterRecovery, Seed(16, &[Says("inside the batch"), Says("cannot be opened")])),
     (Bug::DeleteOneSegmentTooMany, Seed(2, &[History(PollSkip)])),
     (Bug::TrimBeyondHighWatermark, Seed(8, &[Says("oracle/marks.rs")])),
-    (Bug::RecoverFromPageCache, Seed(2329, &[Says("is answered with: corrupt data"), History(Garbage)])),
+    (
+        Bug::RecoverFromPageCache,
+        Test("log::recovery::tests::recovery_believes_the_device_and_not_the_page_cache"),
+    ),
     (Bug::SealBeforeCommit, Seed(2, &[Says("no progress"), Says("are written twice at a time")])),
     (Bug::ReadPastLease, Seed(0, &[Says("no more comes than was planned"), Says("an outcome of")])),
     (Bug::KeepProducersEpoch, Seed(0, &[Says("was appended in epoch")])),
