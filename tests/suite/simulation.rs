@@ -1,6 +1,7 @@
 //! The simulator, as every CI run uses it: enough crash points, equal seeds, and a machine that lies.
 
 use rohrpost_engine_sim::campaign::{Campaign, Campaigned};
+use rohrpost_engine_sim::coverage::Coverage;
 use rohrpost_engine_sim::edits::Edits;
 use rohrpost_engine_sim::errors::every_operation_fails;
 use rohrpost_engine_sim::fault::Lie;
@@ -9,6 +10,9 @@ use rohrpost_engine_sim::shrink::shrink;
 
 /// Crash points of a CI run. A cut counts only when something was unsynced or an append unacknowledged.
 const CRASH_POINTS_MIN: u64 = 50_000;
+
+/// Seeds that are run in a rush as well: so many that no cell of the table is left to luck.
+const RUSHED: u64 = 1_500;
 
 /// Seeds run until there are enough crash points; each brings about five.
 const SEEDS_MAX: u64 = 20_000;
@@ -39,9 +43,20 @@ fn nothing_acknowledged_is_lost_at_any_crash_point() {
     assert!(failures.is_empty(), "{} seeds failed, see above", failures.len());
     assert!(sum.crash_points >= CRASH_POINTS_MIN, "{SEEDS_MAX} seeds brought {sum:?}");
     assert!(sum.cut_in_recovery >= CRASH_POINTS_MIN / 10, "too few ends within a recovery: {sum:?}");
-    assert!(sum.coverage.missing().is_empty(), "never happened: {:?}", sum.coverage.missing());
-    println!("these have never met: {:?}", sum.coverage.empty());
     assert!(sum.acked > sum.crash_points, "too little was at stake: {sum:?}");
+    every_fault_meets_every_state(sum.coverage);
+}
+
+/// A fault that never happens tests nothing, and neither does one that never happens at the wrong moment. What is rare in
+/// those lives is common in a rush: partitions deleted and shards stopped amid failing reads and writes.
+fn every_fault_meets_every_state(mut coverage: Coverage) {
+    let Campaigned { sum, failures, .. } = Campaign::rushed(0..RUSHED).run(|_| {});
+    failures.iter().for_each(|failure| println!("{failure}"));
+    assert!(failures.is_empty(), "{} seeds failed in a rush, see above", failures.len());
+    coverage.add(&sum.coverage);
+    println!("with {RUSHED} seeds in a rush:\n{coverage}");
+    assert!(coverage.missing().is_empty(), "never happened: {:?}", coverage.missing());
+    assert!(coverage.empty().is_empty(), "these have never met: {:?}", coverage.empty());
 }
 
 /// One operation fails, the next time another one, with every error there is: nothing acknowledged is lost, and the

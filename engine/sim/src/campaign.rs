@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::outcome::Outcome;
-use crate::run::{Failure, run_seed};
+use crate::run::{Failure, Plan, run_plan};
 
 /// Seeds of a round.
 const ROUND: u64 = 256;
@@ -20,6 +20,8 @@ type Ran = (u64, Result<Outcome, Box<Failure>>);
 pub struct Campaign {
     /// From the first one on; those of rounds behind the last crash point wanted are not run.
     pub seeds: Range<u64>,
+    /// What every run is, its seed apart.
+    pub plan: Plan,
     /// No further round is begun once there are so many crash points.
     pub crash_points: u64,
     /// Threads that share the seeds.
@@ -43,7 +45,12 @@ impl Campaign {
     /// Every seed of the range, on every core.
     pub fn all(seeds: Range<u64>) -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { seeds, crash_points: u64::MAX, threads, keep_going: false }
+        Self { seeds, plan: Plan::default(), crash_points: u64::MAX, threads, keep_going: false }
+    }
+
+    /// Likewise, of the moments that are rare in those.
+    pub fn rushed(seeds: Range<u64>) -> Self {
+        Self { plan: Plan { rush: true, ..Plan::default() }, ..Self::all(seeds) }
     }
 
     /// Runs it. `progress` hears after every round how things stand.
@@ -76,7 +83,7 @@ impl Campaign {
                 if seed >= seeds.end {
                     return ran;
                 }
-                ran.push((seed, run_seed(seed, false)));
+                ran.push((seed, run_plan(&Plan { seed, ..self.plan.clone() })));
             }
         };
         let mut ran = std::thread::scope(|scope| {
@@ -99,6 +106,6 @@ mod tests {
         let (one, three) = (run(1), run(3));
         assert_eq!((one.seeds.clone(), one.sum), (3..19, three.sum));
         assert!(one.failures.is_empty(), "{:?}", one.failures);
-        assert_eq!(one.sum.lives, (3..19).map(|seed| run_seed(seed, false).unwrap().lives).sum::<u64>());
+        assert_eq!(one.sum.lives, (3..19).map(|seed| run_plan(&Plan::of(seed)).unwrap().lives).sum::<u64>());
     }
 }

@@ -79,6 +79,17 @@ pub struct Faults {
 }
 
 impl Faults {
+    /// So many faults that some fall into the short moments.
+    pub const MANY: Self = Self {
+        read_eio: 20_000,
+        read_short: 20_000,
+        write_eio: 16_000,
+        write_short: 16_000,
+        sync_eio: 12_000,
+        other_eio: 6_000,
+        open_mfile: 6_000,
+    };
+
     /// Nothing fails.
     pub const NONE: Self = Self {
         read_eio: 0,

@@ -27,6 +27,8 @@ pub struct Plan {
     pub edits: Edits,
     /// A promise that the machine breaks.
     pub lie: Option<Lie>,
+    /// A run of rare moments, see [`Settings::rushed`](crate::settings::Settings::rushed).
+    pub rush: bool,
     /// A short run without chance faults, in which the operation with this number (the first is 1) fails.
     pub blow: Option<(u64, Blow)>,
     /// A power cut turns a sector of every write in flight into garbage, which no medium should.
@@ -55,7 +57,12 @@ impl fmt::Display for Plan {
         if let Some((op, blow)) = self.blow {
             write!(f, " --blow {op} {blow}")?;
         }
-        if self.spoil { write!(f, " --spoil") } else { Ok(()) }
+        for (set, word) in [(self.rush, "--rush"), (self.spoil, "--spoil")] {
+            if set {
+                write!(f, " {word}")?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -76,6 +76,8 @@ pub struct Settings {
     pub years: u32,
     /// Of a hundred fetches and appends, so many go over connections; the others come from handles.
     pub connection_share: u64,
+    /// Whether a life that is stopped is stopped at once, with requests under way and its faults as they are.
+    pub abrupt: bool,
     /// What the workload does.
     pub mix: Mix,
 }
@@ -112,7 +114,27 @@ impl Settings {
             kill: *prng.pick(&[0, 8192, 32_768]),
             years: *prng.pick(&[0, 0, 0, 32_768]),
             connection_share: *prng.pick(&[0, 50, 90]),
+            abrupt: false,
             mix: draw_mix(prng),
+        }
+    }
+
+    /// A run of moments that are rare in others: partitions come and go and shards stop while the disk is slow, much
+    /// of it fails, and readers and writers wait for it.
+    #[must_use]
+    pub fn rushed(self) -> Self {
+        Self {
+            faults: Faults::MANY,
+            delays: Delays { high: 20_000_000, ..Delays::QUICK },
+            faulty_life_one_in: 1,
+            lives: self.lives.max(6),
+            end_ops_max: 4_000,
+            actions_max: self.actions_max.min(40),
+            value_len_max: self.value_len_max.max(16_000),
+            kill: 32_768,
+            abrupt: true,
+            mix: Mix { fetch: 80, delete_records: 12, delete_partition: 8, ..self.mix },
+            ..self
         }
     }
 
@@ -206,16 +228,7 @@ fn draw_limits(partitions: usize, batch_len_max: u64, prng: &mut Prng) -> (Shard
 
 fn draw_faults(prng: &mut Prng) -> Faults {
     if prng.one_in(6) {
-        // So many faults that some fall into the short moments.
-        return Faults {
-            read_eio: 20_000,
-            read_short: 20_000,
-            write_eio: 16_000,
-            write_short: 16_000,
-            sync_eio: 12_000,
-            other_eio: 6_000,
-            open_mfile: 6_000,
-        };
+        return Faults::MANY;
     }
     let mut rate = |of: &[u32]| *prng.pick(of);
     Faults {

@@ -60,7 +60,8 @@ impl World {
     pub fn new(plan: &Plan) -> Self {
         let mut prng = Prng::new(plan.seed);
         let drawn = Settings::draw(&mut prng);
-        let settings = if plan.blow.is_some() { drawn.short_and_sound() } else { drawn };
+        let settings = if plan.rush { drawn.rushed() } else { drawn };
+        let settings = if plan.blow.is_some() { settings.short_and_sound() } else { settings };
         let mut trace = Trace::new(plan.keep_trace);
         trace.note("seed", &[plan.seed]);
         trace.remark(|| format!("{settings:#?}"));
@@ -180,8 +181,9 @@ impl World {
         let mut life = Life::start(&self.settings, &self.disk, &log_dir, prng, self.now);
         let mut ready = false;
         let ended = self.work(&mut life, by_force, &mut ready);
-        if ended.is_ok() && (!by_force || self.prng.one_in(3)) {
-            if by_force && self.prng.one_in(2) {
+        let abrupt = self.settings.abrupt;
+        if ended.is_ok() && (!by_force || abrupt || self.prng.one_in(3)) {
+            if by_force && (abrupt || self.prng.one_in(2)) {
                 self.disk.storage().faults = self.faults;
             }
             let stopped = self.stop(&mut life, &log_dir);
@@ -241,7 +243,7 @@ impl World {
                 limit.check(life, &self.workload);
             }
         }
-        if by_force && self.prng.one_in(2) {
+        if by_force && (self.settings.abrupt || self.prng.one_in(2)) {
             return Ok(());
         }
         self.settle(life, by_force)

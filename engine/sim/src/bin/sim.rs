@@ -9,6 +9,7 @@ use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use rohrpost_engine_sim::campaign::{Campaign, Campaigned};
+use rohrpost_engine_sim::coverage::Coverage;
 use rohrpost_engine_sim::errors::every_operation_fails;
 use rohrpost_engine_sim::fault::Lie;
 use rohrpost_engine_sim::outcome::Outcome;
@@ -17,8 +18,9 @@ use rohrpost_engine_sim::shrink::shrink;
 
 const USAGE: &str = "usage: cargo sim -- PLAN [--lines N]           run one seed, print the last N lines of its trace
        cargo sim -- --shrink PLAN              leave out of a failing seed what can be left out
-       cargo sim -- --seeds A..B [--keep-going]   run a range of seeds
-       cargo sim -- --coverage A..B            the same, and fail if a cell of the table is empty that need not be
+       cargo sim -- --seeds A..B [--keep-going | --rush]   run a range of seeds
+       cargo sim -- --coverage A..B            likewise, each seed also in a rush, and fail if a cell of the table is
+                                               empty that need not be
        cargo sim -- --crash-points N --from SEED --out FILE
                                                run seeds until there are N crash points, and write range, counts
                                                and time to a file
@@ -26,15 +28,18 @@ const USAGE: &str = "usage: cargo sim -- PLAN [--lines N]           run one seed
        cargo sim -- --spoiled A..B             how often a power cut loses what was acknowledged if it makes garbage
                                                of a sector that is being written
        cargo sim -- --lies                     let the machine lie until a seed notices
-PLAN:  SEED [--without DECISIONS] [--lie NAME] [--blow OPERATION ERROR] [--spoil]";
+PLAN:  SEED [--without DECISIONS] [--lie NAME] [--blow OPERATION ERROR] [--rush] [--spoil]";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     keep_panics_quiet();
     match words[..] {
-        ["--seeds", range] => with(parse_range(range), |seeds| many(seeds, false)),
-        ["--seeds", range, "--keep-going"] => with(parse_range(range), |seeds| many(seeds, true)),
+        ["--seeds", range] => with(parse_range(range), |seeds| many(&Campaign::all(seeds))),
+        ["--seeds", range, "--rush"] => with(parse_range(range), |seeds| many(&Campaign::rushed(seeds))),
+        ["--seeds", range, "--keep-going"] => {
+            with(parse_range(range), |seeds| many(&Campaign { keep_going: true, ..Campaign::all(seeds) }))
+        }
         ["--coverage", range] => with(parse_range(range), cover),
         ["--crash-points", count, "--from", seed, "--out", file] => {
             with(count.parse().ok().zip(seed.parse().ok()), |(count, seed)| {
@@ -79,6 +84,10 @@ fn parse_plan(words: &[&str]) -> Option<(Plan, usize)> {
             }
             ["--blow", op, blow, rest @ ..] => {
                 plan.blow = Some((op.parse().ok()?, blow.parse().ok()?));
+                rest
+            }
+            ["--rush", rest @ ..] => {
+                plan.rush = true;
                 rest
             }
             ["--spoil", rest @ ..] => {
@@ -127,10 +136,14 @@ fn small(plan: &Plan) -> ExitCode {
 
 /// The table of faults by what the engine was doing.
 fn cover(seeds: Range<u64>) -> ExitCode {
-    let done = Campaign::all(seeds).run(|_| {});
-    let missing = done.sum.coverage.empty();
-    println!("{}{}\nempty cells: {missing:?}", done.sum.coverage, summary(&done));
-    if missing.is_empty() { code(&done) } else { ExitCode::FAILURE }
+    let done = [Campaign::all(seeds.clone()), Campaign::rushed(seeds)].map(|campaign| campaign.run(|_| {}));
+    let mut coverage = Coverage::default();
+    done.iter().for_each(|done| coverage.add(&done.sum.coverage));
+    let empty = coverage.empty();
+    let [plain, rushed] = &done;
+    println!("{coverage}{}\nin a rush: {}\nempty cells: {empty:?}", summary(plain), summary(rushed));
+    let held = empty.is_empty() && done.iter().all(|done| done.failures.is_empty());
+    if held { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// The exhaustive error loop over the short runs of some seeds.
@@ -185,8 +198,7 @@ fn lies() -> ExitCode {
 }
 
 /// Many seeds.
-fn many(seeds: Range<u64>, keep_going: bool) -> ExitCode {
-    let campaign = Campaign { keep_going, ..Campaign::all(seeds) };
+fn many(campaign: &Campaign) -> ExitCode {
     let done = campaign.run(|_| {});
     println!("{}{}", done.sum.coverage, summary(&done));
     code(&done)
