@@ -71,6 +71,18 @@ impl Workload {
         self.standing[partition] = Standing::Scanning(marks.log_start_offset.get());
     }
 
+    /// Whether a partition is refused for what lies in the damaged one: a new partition asks the others of its topic
+    /// for the topic's id.
+    pub(crate) fn is_of_damaged(&self, error: &PartitionError) -> bool {
+        let directory = |partition: usize| self.oracles[partition].settings().name.to_string();
+        match (self.damaged, error) {
+            (Some(damaged), PartitionError::Unusable { path, .. }) => {
+                path.parent() == Some(&Path::new(ROOT).join(directory(damaged)))
+            }
+            _ => false,
+        }
+    }
+
     /// A fetch of a damaged partition has brought these bytes; none if it failed.
     fn handle_damaged_fetched(&mut self, partition: usize, offset: i64, bytes: &[u8]) {
         let oracle = &self.oracles[partition];

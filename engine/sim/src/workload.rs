@@ -312,6 +312,10 @@ impl Workload {
                 self.standing[partition] = Standing::Scanning(marks.log_start_offset.get());
                 self.finish_scan(partition);
             }
+            Err(error) if self.is_of_damaged(&error) => {
+                self.note(Happening::DamageRefused);
+                self.standing[partition] = Standing::Open;
+            }
             Err(error) => {
                 let dark = self.disk.storage().ended().is_some();
                 assert!(dark || self.is_faulty(), "a partition cannot be opened: {error}");

@@ -86,21 +86,26 @@ impl<D: Disk> Opening<'_, D> {
     }
 
     /// The topic's id: kept where there is one, that of the topic's other partitions, or a new one; and whether it is
-    /// still to be written.
+    /// still to be written. Where the others have one and none can be read, none is made up beside it.
     pub(super) fn topic_id(&self) -> Result<(TopicId, bool), PartitionError> {
         let disk = self.log_dir.disk();
         if let Some(id) = read_topic_id(disk, &self.dir)? {
             return Ok((id, false));
         }
-        let mut number = 0;
+        let (mut number, mut unread) = (0, None);
         while let Some(sibling) = self.log_dir.sibling(self.tp, number) {
-            if let Some(id) = read_topic_id(disk, &self.log_dir.partition_dir(&sibling))? {
-                return Ok((id, true));
+            match read_topic_id(disk, &self.log_dir.partition_dir(&sibling)) {
+                Ok(Some(id)) => return Ok((id, true)),
+                Ok(None) => {}
+                Err(error) => unread = unread.or(Some(error)),
             }
             let Some(next) = sibling.partition().checked_add(1) else { break };
             number = next;
         }
-        Ok((new_topic_id(self.tp.topic(), self.log_dir.options().topic_id_seed), true))
+        match unread {
+            Some(error) => Err(error),
+            None => Ok((new_topic_id(self.tp.topic(), self.log_dir.options().topic_id_seed), true)),
+        }
     }
 }
 
