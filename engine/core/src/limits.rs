@@ -39,7 +39,8 @@ pub struct ShardLimits {
     /// Open partitions.
     pub partitions_max: u32,
     /// Segment files kept open; beyond it, those of partitions with nothing under way are closed. The engine lowers
-    /// it to what the process may have open. Below what is used at the same time, appends wait for one another.
+    /// it to what the process may have open. Below what is used at the same time, appends wait for one another, a tenth of
+    /// a second and longer, and then go beyond it.
     pub open_files_max: u32,
     /// Fetches under way, parked ones included.
     pub fetches_max: u32,

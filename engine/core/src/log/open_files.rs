@@ -34,6 +34,11 @@ impl OpenFiles {
         self.count.load(Ordering::Relaxed) < self.max
     }
 
+    /// How many are open beyond the limit.
+    pub(crate) fn beyond(&self) -> u32 {
+        self.count.load(Ordering::Relaxed).saturating_sub(self.max)
+    }
+
     /// Whether so many are closed that there is room for some time.
     pub(crate) fn has_ample_room(&self) -> bool {
         self.count.load(Ordering::Relaxed) < self.max - self.max / 8
@@ -56,7 +61,10 @@ mod tests {
         let files = OpenFiles::new(8);
         let mut slots: Vec<_> = (0..8).map(|_| files.take()).collect();
         assert!(!files.has_room());
-        slots.pop();
+        assert_eq!(files.beyond(), 0);
+        slots.push(files.take());
+        assert_eq!(files.beyond(), 1);
+        slots.truncate(7);
         assert!(files.has_room() && !files.clone().has_ample_room());
         slots.pop();
         assert!(files.has_ample_room());

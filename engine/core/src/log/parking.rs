@@ -19,6 +19,10 @@ use crate::types::Nanos;
 /// closed before that it would only have to be opened again. Milliseconds.
 const REOPENED_MS: u64 = 100;
 
+/// How long accepted appends wait for room among the open files, for each file that is open beyond the limit once more.
+/// What is open may be held by answers that stand behind those to just these appends. Milliseconds.
+const ROOM_WAIT_MS: u64 = 100;
+
 /// Sealed segments of one partition that stay open for readers.
 const OPEN_SEALED_MAX: usize = 16;
 
@@ -50,16 +54,30 @@ impl<P: Platform> Partition<P> {
     }
 
     /// Opens a parked file again if there is something to do with it: at once to seal it, for appends when there is
-    /// room among the open files.
+    /// room among the open files, or has been none for long.
     pub(super) fn push_reopen(&mut self, index: usize, now: Now, ops: &mut Ops<P>) {
         let segment = &self.segments[index];
         if !matches!(segment.file, SegmentFile::Parked) || now.mono < self.retry_at {
             return;
         }
         let wanted = !self.pending.is_empty() || !self.waiting.is_empty() || self.disk_full.is_some();
-        if segment.state != SegmentState::Active || (wanted && self.open_files.has_room()) {
+        if segment.state != SegmentState::Active || (wanted && self.has_room(now)) {
+            self.roomless_since = None;
             let _ = self.segment_file(index, ops);
         }
+    }
+
+    /// Whether the file may be opened for appends: within the limit, or beyond it where accepted ones have waited.
+    fn has_room(&mut self, now: Now) -> bool {
+        if self.open_files.has_room() {
+            return true;
+        }
+        if self.pending.is_empty() {
+            self.roomless_since = None;
+            return false;
+        }
+        let since = *self.roomless_since.get_or_insert(now.mono);
+        now.mono >= since.plus_millis(ROOM_WAIT_MS * (1 + u64::from(self.open_files.beyond())))
     }
 
     /// A segment's file was opened, or could not be: what its readers are told.
@@ -149,5 +167,49 @@ impl<P: Platform> Partition<P> {
                 segment.file = if parked { SegmentFile::Parked } else { SegmentFile::Closed };
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::open_files::OpenFiles;
+    use crate::log::partition::LogPoint;
+    use crate::log::test_support::*;
+    use crate::message::{PartitionId, Ticket};
+    use crate::types::{Offset, Position, Timestamp};
+
+    /// Every file that is open is held by an answer behind that to this very append: its file is opened beyond the limit,
+    /// the later the more are.
+    #[test]
+    fn accepted_appends_do_not_wait_for_room_for_ever() {
+        let disk = disk();
+        let mut opened = try_open(&log_dir(&disk), &config()).unwrap();
+        let files = OpenFiles::new(1);
+        let (id, uid) = (PartitionId(0), SegmentUid(1));
+        let mut partition = Partition::<StepsOnly>::opening(id, name(), config(), Ticket(1), files.clone());
+        let identity = partition.identity(Offset::ZERO);
+        let segment = opened.segments.pop().unwrap();
+        partition.segments.push_back(Segment::opened(uid, segment, identity, true, &files));
+        partition.state = PartitionState::Live;
+        partition.segments[0].file = SegmentFile::Parked;
+        let asks = |partition: &mut Partition<StepsOnly>, ms| {
+            let mut ops = Ops::with_capacity(1);
+            let now = Now { mono: Nanos::ZERO.plus_millis(ms), wall: Timestamp::ZERO };
+            partition.push_reopen(0, now, &mut ops);
+            ops.steps.len()
+        };
+        let _held = files.take();
+        assert_eq!(asks(&mut partition, 5), 0, "nothing is to be written");
+        partition.pending.push_back(LogPoint { uid, position: Position::new(100), offset: Offset::new(1) });
+        assert_eq!(asks(&mut partition, 10), 0);
+        assert_eq!(asks(&mut partition, 9 + ROOM_WAIT_MS), 0);
+        assert_eq!(asks(&mut partition, 10 + ROOM_WAIT_MS), 1);
+        assert_eq!(files.beyond(), 1, "its own");
+        partition.segments[0].file = SegmentFile::Parked;
+        let _another = files.take();
+        assert_eq!(asks(&mut partition, 1000), 0);
+        assert_eq!(asks(&mut partition, 999 + 2 * ROOM_WAIT_MS), 0);
+        assert_eq!(asks(&mut partition, 1000 + 2 * ROOM_WAIT_MS), 1);
     }
 }

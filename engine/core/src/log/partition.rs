@@ -133,6 +133,8 @@ pub(crate) struct Partition<P: Platform> {
     /// Not before this may a failed reservation or a full write be tried again.
     pub(crate) retry_at: Nanos,
     pub(crate) steps_in_flight: u32,
+    /// Since when accepted appends have waited for room among the open files.
+    pub(crate) roomless_since: Option<Nanos>,
     /// The shard's count of open files.
     pub(crate) open_files: OpenFiles,
     /// The next segment's file, made ahead of need.
@@ -178,6 +180,7 @@ impl<P: Platform> Partition<P> {
             disk_full: None,
             retry_at: Nanos::ZERO,
             steps_in_flight: 0,
+            roomless_since: None,
             open_files,
             prepared: Prepared::No,
             parked: Vec::new(),
