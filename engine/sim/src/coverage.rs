@@ -255,6 +255,7 @@ pub fn never(harm: Harm, state: State) -> Option<&'static str> {
         (Harm::ClockForward | Harm::ClockBack | Harm::CachesDropped, State::Starting) => {
             Some("the machine acts between turns of a shard, and none runs yet")
         }
+        (Harm::PipeRefused, State::Idle) => Some("a pipe is filled for an answer that a client waits for"),
         (Harm::BitRot | Harm::WriteLost | Harm::WriteAstray, State::Starting) => None,
         (Harm::BitRot | Harm::WriteLost | Harm::WriteAstray, _) => {
             Some("media are damaged at rest; what is in memory or on its way is whole")

@@ -76,7 +76,8 @@ pub struct Settings {
     pub years: u32,
     /// Of a hundred fetches and appends, so many go over connections; the others come from handles.
     pub connection_share: u64,
-    /// Whether a life that is stopped is stopped at once, with requests under way and its faults as they are.
+    /// Whether a life opens one partition after the other and in good health, and is stopped at once, with requests
+    /// under way and its faults as they are.
     pub abrupt: bool,
     /// What the workload does.
     pub mix: Mix,
@@ -87,8 +88,7 @@ impl Settings {
     pub fn draw(prng: &mut Prng) -> Self {
         let partitions: Vec<_> = (0..prng.range(1, 3)).map(|n| draw_partition(n as i32, prng)).collect();
         let shards = *prng.pick(&[1, 1, 2, 2, 3]);
-        let batch_len_max =
-            partitions.iter().map(|p: &PartitionSettings| p.config.batch_len_max.get()).max().unwrap_or(0);
+        let batch_len_max = longest_batch(&partitions);
         let (limits, memory) = draw_limits(partitions.len(), batch_len_max, prng);
         let quick = Delays::QUICK;
         let delays = *prng.pick(&[
@@ -119,21 +119,25 @@ impl Settings {
         }
     }
 
-    /// A run of moments that are rare in others: partitions come and go and shards stop while the disk is slow, much
-    /// of it fails, and readers and writers wait for it.
+    /// A run of moments that are rare in others: partitions come and go, clients lose interest and shards stop while the
+    /// disk is slow, much of it fails, and readers and writers wait for it.
     #[must_use]
     pub fn rushed(self) -> Self {
+        let batch_len_max = longest_batch(&self.partitions);
+        let slab_granules = granules_needed(self.partitions.len(), batch_len_max).next_multiple_of(4);
         Self {
-            faults: Faults::MANY,
+            // Little memory, and more than it holds: what is fetched is read.
+            memory: Memory { slab_granules, slabs_max: 1, ..self.memory },
+            value_len_max: batch_len_max,
+            faults: Faults { read_eio: 40_000, ..Faults::MANY },
             delays: Delays { high: 20_000_000, ..Delays::QUICK },
             faulty_life_one_in: 1,
             lives: self.lives.max(6),
             end_ops_max: 4_000,
             actions_max: self.actions_max.min(40),
-            value_len_max: self.value_len_max.max(16_000),
             kill: 32_768,
             abrupt: true,
-            mix: Mix { fetch: 80, delete_records: 12, delete_partition: 8, ..self.mix },
+            mix: Mix { fetch: 80, ask: 30, delete_records: 12, delete_partition: 8, disturb: 20, ..self.mix },
             ..self
         }
     }
@@ -193,12 +197,19 @@ fn draw_partition(number: i32, prng: &mut Prng) -> PartitionSettings {
     PartitionSettings { name: TopicPartition::new(topic, number), config }
 }
 
+fn longest_batch(partitions: &[PartitionSettings]) -> u64 {
+    partitions.iter().map(|partition| partition.config.batch_len_max.get()).max().unwrap_or(0)
+}
+
+/// Every partition must be able to hold one batch in its tail, and a cold read must fit beside them.
+fn granules_needed(partitions: usize, batch_len_max: u64) -> usize {
+    partitions * (batch_len_max.div_ceil(CHUNK_LEN_MIN.get()) as usize + 2) + 4
+}
+
 fn draw_limits(partitions: usize, batch_len_max: u64, prng: &mut Prng) -> (ShardLimits, Memory) {
-    let granule = CHUNK_LEN_MIN.get();
-    // Every partition must be able to hold one batch in its tail, and a cold read must fit beside them.
-    let needed = partitions as u64 * (batch_len_max.div_ceil(granule) + 2) + 4;
     let memory = Memory {
-        slab_granules: (needed * prng.pick(&[1, 1, 2, 4])).next_multiple_of(4) as usize,
+        slab_granules: (granules_needed(partitions, batch_len_max) * prng.pick(&[1, 1, 2, 4]))
+            .next_multiple_of(4),
         slab_bounces: *prng.pick(&[1, 2, 16]),
         slabs_max: *prng.pick(&[1, 1, 2]),
     };

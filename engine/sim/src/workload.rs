@@ -51,6 +51,8 @@ pub(crate) struct Workload {
     pub(crate) history: History,
     pub(crate) standing: Vec<Standing>,
     pub(crate) outstanding: BTreeMap<u64, (usize, Asked)>,
+    /// Whether a partition is opened only when those before it have been read.
+    one_by_one: bool,
     /// Whether operations may fail in this life by chance, or room may be short.
     pub(crate) ailing: bool,
     /// The partition whose files have been damaged, if one has.
@@ -81,6 +83,7 @@ impl Workload {
             history: History::new(&settings.partitions),
             oracles,
             outstanding: BTreeMap::new(),
+            one_by_one: settings.abrupt,
             ailing: false,
             damaged: None,
             stalled: false,
@@ -147,6 +150,7 @@ impl Workload {
     pub(crate) fn prepare(&mut self, now: Now) -> Option<(Ticket, Request)> {
         for partition in 0..self.standing.len() {
             match self.standing[partition] {
+                Standing::Closed if self.one_by_one && self.is_getting_ready() => {}
                 Standing::Closed => {
                     self.standing[partition] = Standing::Opening;
                     let settings = self.oracles[partition].settings().clone();
@@ -171,6 +175,11 @@ impl Workload {
             }
         }
         None
+    }
+
+    /// Whether some partition is being opened or read.
+    fn is_getting_ready(&self) -> bool {
+        self.standing.iter().any(|standing| matches!(standing, Standing::Opening | Standing::Scanning(_)))
     }
 
     fn is_scanning(&self, partition: usize) -> bool {

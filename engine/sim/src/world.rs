@@ -161,7 +161,8 @@ impl World {
         self.end_when_ready = (by_force && !early).then_some((at, end));
         let mut storage = self.disk.storage();
         self.faults = if faults { self.settings.faults } else { Faults::NONE };
-        storage.faults = self.faults;
+        // Partitions open in good health: the faults are for what comes then.
+        storage.faults = if self.settings.abrupt { Faults::NONE } else { self.faults };
         // Not much more than what is there already.
         let room = storage.used() + (4096 << self.prng.below(8));
         storage.set_capacity(if short { room } else { CAPACITY });
