@@ -11,14 +11,18 @@ use rohrpost_engine_sim::shrink::shrink;
 /// Crash points of a CI run. A cut counts only when something was unsynced or an append unacknowledged.
 const CRASH_POINTS_MIN: u64 = 50_000;
 
-/// Seeds that are run in a rush as well: so many that each cell of the table is met several times.
-const RUSHED: u64 = 6_000;
+/// Seeds that are run in a rush as well: so many that nearly every cell of the table is met several times.
+const RUSHED: u64 = 1_000;
 
-/// Cells that are left to luck all the same, and only told: a read that ends when nobody waits for it any more, and a
-/// killed process's write that lands just while a neighbour has work. So many seeds may have none.
+/// Cells that are left to luck all the same, and only told: an operation that ends when nobody waits for it any more, and
+/// a killed process's write that lands just while a neighbour has work. So many seeds may have none, or one.
 const RARE: &[(Harm, State)] = &[
     (Harm::ReadFails, State::Idle),
     (Harm::ReadShort, State::Idle),
+    (Harm::Cancelled, State::Idle),
+    (Harm::TriedInVain, State::Idle),
+    (Harm::WriteShort, State::Opening),
+    (Harm::PipeRefused, State::Stopping),
     (Harm::LandedLate, State::Fetching),
     (Harm::LandedLate, State::Upkeep),
 ];
