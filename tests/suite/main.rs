@@ -14,6 +14,7 @@ mod fetch;
 mod fetch_changes;
 mod golden;
 mod history;
+mod holes;
 mod interop;
 mod letters;
 mod many;

@@ -1,5 +1,6 @@
 //! A shard driven by hand: the test decides when each operation ends.
 
+use std::ops::Range;
 use std::path::Path;
 
 use rohrpost_bench::null::{NullPlatform, NullRig, Received, read_event};
@@ -14,28 +15,36 @@ use rohrpost_engine_core::ops::{ConnId, DiskOp, Event, NetOp, Now, Read, Send};
 use rohrpost_engine_core::service::{Answer, Frame, Service};
 use rohrpost_engine_core::types::{ByteCount, LeaderEpoch, Offset, Timestamp};
 
-const PARTITION: PartitionId = PartitionId(7);
-const BATCH_LEN: usize = 16 << 10;
+pub(super) const PARTITION: PartitionId = PartitionId(7);
+pub(super) const BATCH_LEN: usize = 16 << 10;
 
 /// A partition's directory with one segment of `batches` batches of one record each; the segment's bytes.
 fn write_log(root: &Path, batches: i64) -> Vec<u8> {
+    write_segment(root, 0..batches, 1, BATCH_LEN)
+}
+
+/// Adds a segment of these batches, of `records` records of `len` bytes each; its bytes.
+pub(super) fn write_segment(root: &Path, batches: Range<i64>, records: i64, len: usize) -> Vec<u8> {
     let dir = root.join("t-0");
     std::fs::create_dir_all(&dir).unwrap();
+    let path = dir.join(format!("{:020}.log", batches.start * records));
     let mut log = Vec::new();
-    for offset in 0..batches {
+    for number in batches {
         let mut batch = BatchBuilder::new();
-        let value = vec![offset as u8; BATCH_LEN];
-        batch.record(Timestamp::new(1_700_000_000_000), None, Some(&value));
+        let value = vec![number as u8; len];
+        for _ in 0..records {
+            batch.record(Timestamp::new(1_700_000_000_000), None, Some(&value));
+        }
         let mut batch = batch.build();
-        patch(&mut batch, Offset::new(offset), LeaderEpoch::ZERO);
+        patch(&mut batch, Offset::new(number * records), LeaderEpoch::ZERO);
         log.extend_from_slice(&batch);
     }
-    std::fs::write(dir.join("00000000000000000000.log"), &log).unwrap();
+    std::fs::write(path, &log).unwrap();
     log
 }
 
 /// A shard with that partition open, its log cold.
-fn rig<S: Service>(limits: ShardLimits, service: S) -> (tempfile::TempDir, NullRig<S>, Vec<u8>) {
+pub(super) fn rig<S: Service>(limits: ShardLimits, service: S) -> (tempfile::TempDir, NullRig<S>, Vec<u8>) {
     let scratch = tempfile::tempdir().unwrap();
     let root = scratch.path().join("data");
     let log = write_log(&root, 256);
@@ -44,16 +53,16 @@ fn rig<S: Service>(limits: ShardLimits, service: S) -> (tempfile::TempDir, NullR
     (scratch, rig, log)
 }
 
-fn limits() -> ShardLimits {
+pub(super) fn limits() -> ShardLimits {
     ShardLimits { cold_read_len: ByteCount::kib(128), ..ShardLimits::small() }
 }
 
-fn fetch<S: Service>(rig: &mut NullRig<S>, offset: i64, len: u64) -> Ticket {
+pub(super) fn fetch<S: Service>(rig: &mut NullRig<S>, offset: i64, len: u64) -> Ticket {
     rig.request(Request::Fetch(FetchRequest::new(PARTITION, Offset::new(offset), ByteCount::new(len))))
 }
 
 /// Reads that the shard has asked for; everything else of the turn is completed.
-fn take_reads<S: Service>(rig: &mut NullRig<S>) -> Vec<Read<NullPlatform>> {
+pub(super) fn take_reads<S: Service>(rig: &mut NullRig<S>) -> Vec<Read<NullPlatform>> {
     let reads = rig.ops.disk.drain(..).map(|op| match op {
         DiskOp::Read(read) => read,
         _ => panic!("nothing is written here"),
@@ -63,7 +72,10 @@ fn take_reads<S: Service>(rig: &mut NullRig<S>) -> Vec<Read<NullPlatform>> {
     reads
 }
 
-fn fetched<S: Service>(rig: &mut NullRig<S>, ticket: Ticket) -> Option<Result<Vec<u8>, FetchError>> {
+pub(super) fn fetched<S: Service>(
+    rig: &mut NullRig<S>,
+    ticket: Ticket,
+) -> Option<Result<Vec<u8>, FetchError>> {
     match rig.take_reply(ticket)? {
         Reply::Fetched(result) => Some(
             result.map(|fetched| fetched.pieces.iter().flat_map(|piece| piece.as_ref().to_vec()).collect()),
@@ -146,6 +158,38 @@ fn an_idle_log_that_is_too_old_is_deleted() {
     let ticket = rig.request(Request::Watermarks(PARTITION));
     let Some(Reply::Watermarks(Ok(marks))) = rig.take_reply(ticket) else { panic!("the partition is open") };
     assert_eq!((marks.log_start_offset, marks.log_end_offset), (Offset::new(4), Offset::new(4)));
+}
+
+/// The scrub goes over all sealed segments once an hour, whatever else the shard does: rot that has come since is counted
+/// once a round, and sound bytes never.
+#[test]
+fn rot_is_counted_by_the_scrub() {
+    let scratch = tempfile::tempdir().unwrap();
+    let root = scratch.path().join("data");
+    let sealed = write_segment(&root, 0..64, 1, BATCH_LEN);
+    write_segment(&root, 64..66, 1, BATCH_LEN);
+    let limits = ShardLimits { scrub_rate: ByteCount::mib(64), ..limits() };
+    let mut rig = NullRig::new(&root, limits, ()).unwrap();
+    let round = |rig: &mut NullRig<()>| {
+        for step_ms in [3_600_000, 1_000, 1_000, 1_000] {
+            rig.now.mono = rig.now.mono.plus_millis(step_ms);
+            rig.settle();
+        }
+        (rig.shard.stats().scrubbed_len, rig.shard.stats().scrub_damages)
+    };
+    rig.open(PARTITION, "t-0", NullRig::<()>::log_config()).unwrap();
+    let (first, damages) = round(&mut rig);
+    assert!(first >= sealed.len() as u64, "all of it: {first}");
+    assert_eq!(damages, 0);
+    let path = root.join("t-0/00000000000000000000.log");
+    let mut rotten = sealed.clone();
+    rotten[sealed.len() / 2] ^= 1;
+    std::fs::write(&path, &rotten).unwrap();
+    for count in 1..3 {
+        assert_eq!(round(&mut rig).1, count);
+    }
+    std::fs::write(&path, &sealed).unwrap();
+    assert_eq!(round(&mut rig).1, 2, "sound again");
 }
 
 /// I13: the read that a cancelled fetch waits for still names its slot, so nobody else gets it before.

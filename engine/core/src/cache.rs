@@ -8,11 +8,13 @@
 //! time; only what is asked for far more often than its likes stays. Several readers of one cold range wait for one
 //! read.
 //!
-//! Units: positions in a segment file. Does not read, does not allocate after construction.
+//! Units: positions in a segment file. Does not read, does not allocate after construction but where the device fails.
 
 mod bill;
 mod evict;
 mod ghosts;
+mod holes;
+mod loading;
 
 use rustc_hash::FxHashMap;
 
@@ -20,6 +22,9 @@ use self::ghosts::Ghosts;
 use crate::demand::UsualDemand;
 use crate::platform::{CHUNK_LEN_MIN, Lease};
 use crate::types::{ByteCount, Position};
+use holes::Holes;
+pub(crate) use holes::Piece;
+pub(crate) use loading::AfterRead;
 
 /// A segment, to the cache and to transfers. Never reused within a shard's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,6 +55,8 @@ struct Entry<L> {
     valid: (Position, Position),
     lease: Option<L>,
     queue: Queue,
+    /// What of the chunk the device does not give out; `None` for nearly all of them.
+    holes: Option<Box<Holes>>,
     hits: u32,
     /// The number of the lookup that counted last, or after which the chunk was read.
     counted_at: u32,
@@ -84,7 +91,9 @@ pub enum Lookup<L> {
     },
     /// A read is under way.
     Loading(u32),
-    /// Neither.
+    /// The read that has just ended could not bring the block that begins here.
+    Unreadable(Position),
+    /// None of these.
     Missing,
 }
 
@@ -97,6 +106,8 @@ pub struct ReadCache<L> {
     main: Ends,
     usual_demand: UsualDemand,
     ghosts: Ghosts,
+    /// Entries with holes.
+    holed_count: u32,
     /// Lookups so far; wraps.
     lookups: u32,
 }
@@ -115,6 +126,7 @@ impl<L: Lease> ReadCache<L> {
             main: EMPTY,
             usual_demand: UsualDemand::default(),
             ghosts: Ghosts::new(granules),
+            holed_count: 0,
             lookups: 0,
         }
     }
@@ -135,9 +147,12 @@ impl<L: Lease> ReadCache<L> {
             entry.hits = entry.hits.saturating_add(1);
             entry.counted_at = self.lookups;
         }
-        match &entry.lease {
-            Some(lease) => Lookup::Resident { lease: lease.clone(), start, end, written: entry.written },
-            None => Lookup::Missing,
+        match (&entry.lease, &entry.holes) {
+            (Some(lease), None) => {
+                Lookup::Resident { lease: lease.clone(), start, end, written: entry.written }
+            }
+            (Some(lease), Some(holes)) => holes.lookup(lease, position, start..end),
+            (None, _) => Lookup::Missing,
         }
     }
 
@@ -145,7 +160,9 @@ impl<L: Lease> ReadCache<L> {
     pub fn is_resident(&self, uid: SegmentUid, position: Position) -> bool {
         self.granules.get(&(uid, granule(position))).is_some_and(|&index| {
             let entry = &self.entries[index as usize];
-            entry.queue != Queue::Loading && (entry.valid.0..entry.valid.1).contains(&position)
+            entry.queue != Queue::Loading
+                && (entry.valid.0..entry.valid.1).contains(&position)
+                && entry.holes.as_ref().is_none_or(|holes| !holes.contain(position))
         })
     }
 
@@ -165,81 +182,11 @@ impl<L: Lease> ReadCache<L> {
         self.push(index, Queue::Main);
     }
 
-    /// Notes that a read of a chunk is under way; returns its entry. `None` if part of the range is being read already.
-    pub fn begin_load(&mut self, uid: SegmentUid, position: Position, len: ByteCount) -> Option<u32> {
-        let taken = granules_of(position, len).any(|granule| match self.granules.get(&(uid, granule)) {
-            Some(&index) => self.entries[index as usize].queue == Queue::Loading,
-            None => false,
-        });
-        if taken {
-            return None;
-        }
-        self.remove_range(uid, position, len);
-        let index = self.new_entry(uid, position, len);
-        let entry = &mut self.entries[index as usize];
-        entry.queue = Queue::Loading;
-        // Asked for again, if it was here before.
-        entry.hits = self.ghosts.take(uid, position).map_or(0, |hits| hits.saturating_add(1));
-        Some(index)
-    }
-
-    /// The generation that a completed read must name; see [`Self::end_load`].
-    pub fn generation(&self, index: u32) -> u32 {
-        self.entries[index as usize].generation
-    }
-
-    /// Where a loading entry's chunk lies.
-    pub fn loading_range(&self, index: u32) -> (SegmentUid, Position, ByteCount) {
-        let entry = &self.entries[index as usize];
-        (entry.uid, entry.position, entry.len)
-    }
-
-    /// Notes up to where a loading entry's read will be valid.
-    pub fn expect(&mut self, index: u32, end: Position) {
-        let entry = &mut self.entries[index as usize];
-        debug_assert_eq!(entry.queue, Queue::Loading);
-        entry.valid = (entry.position, end);
-    }
-
-    /// Length of what a loading entry's read must bring.
-    pub fn expected_len(&self, index: u32) -> ByteCount {
-        let (start, end) = self.entries[index as usize].valid;
-        end.since(start)
-    }
-
-    /// A read has ended: `Some(lease)` over `[position, position + lease.len())`, or `None` if it
-    /// failed. Returns the head of the list of waiters. Ignored, with no waiters, if the entry has been
-    /// given up meanwhile.
-    pub fn end_load(&mut self, index: u32, generation: u32, lease: Option<L>) -> u32 {
-        let entry = &mut self.entries[index as usize];
-        if entry.generation != generation || entry.queue != Queue::Loading {
-            return NONE;
-        }
-        let waiters = std::mem::replace(&mut entry.first_waiter, NONE);
-        let start = entry.position;
-        match lease.filter(|lease| !lease.is_empty()) {
-            Some(lease) => {
-                let end = start.plus(ByteCount::of_usize(lease.len()));
-                self.fill(index, (start, end), lease);
-                self.push(index, Queue::Probation);
-            }
-            None => self.release(index),
-        }
-        waiters
-    }
-
-    /// Puts `waiter` at the head of a loading entry's list; returns the previous head, which the waiter
-    /// must remember as its successor.
-    pub fn add_waiter(&mut self, index: u32, waiter: u32) -> u32 {
-        let entry = &mut self.entries[index as usize];
-        debug_assert_eq!(entry.queue, Queue::Loading);
-        std::mem::replace(&mut entry.first_waiter, waiter)
-    }
-
-    /// Takes a resident chunk out, whoever else holds a lease on it; returns its valid range and lease.
+    /// Takes a resident chunk without holes out, whoever else holds a lease on it; returns its valid range and lease.
     pub fn take(&mut self, uid: SegmentUid, position: Position) -> Option<((Position, Position), L)> {
         let index = *self.granules.get(&(uid, granule(position)))?;
-        if self.entries[index as usize].queue == Queue::Loading {
+        let entry = &self.entries[index as usize];
+        if entry.queue == Queue::Loading || entry.holes.is_some() {
             return None;
         }
         self.unlink(index);
@@ -289,6 +236,7 @@ impl<L: Lease> ReadCache<L> {
                     valid: (position, position),
                     lease: None,
                     queue: Queue::Free,
+                    holes: None,
                     hits: 0,
                     counted_at: 0,
                     written: false,
@@ -325,6 +273,7 @@ impl<L: Lease> ReadCache<L> {
     fn release(&mut self, index: u32) {
         let entry = &mut self.entries[index as usize];
         entry.lease = None;
+        self.holed_count -= u32::from(entry.holes.take().is_some());
         entry.queue = Queue::Free;
         entry.generation = entry.generation.wrapping_add(1);
         let (uid, position, len) = (entry.uid, entry.position, entry.len);

@@ -2,10 +2,11 @@
 //! only: what is not in memory is named, so that it can be read.
 
 use crate::cache::{Lookup, SegmentUid};
+use crate::disk::Errno;
 use crate::error::FetchError;
 use crate::fetch::FetchRequest;
 use crate::fetch::memo::{Key, Memo};
-use crate::format::batch::PREFIX_LEN;
+use crate::format::batch::{BatchPrefix, PREFIX_LEN};
 use crate::format::walk::{Seek, seek};
 use crate::log::partition::Partition;
 use crate::memory::Memory;
@@ -19,6 +20,8 @@ pub(crate) enum Glance<P: Platform> {
     Resident { lease: P::Lease, start: Position, end: Position, written: bool },
     /// A read of it is under way.
     Loading(u32),
+    /// It has been read, but for the block that begins here.
+    Unreadable(Position),
     /// It has to be read.
     Missing,
 }
@@ -58,6 +61,7 @@ impl<P: Platform> Partition<P> {
                 Glance::Resident { lease, start, end, written }
             }
             Lookup::Loading(entry) => Glance::Loading(entry),
+            Lookup::Unreadable(block) => Glance::Unreadable(block),
             Lookup::Missing => Glance::Missing,
         }
     }
@@ -105,6 +109,7 @@ impl<P: Platform> Partition<P> {
         while at < end {
             let (lease, start) = match self.glance(memory, uid, at, end) {
                 Glance::Resident { lease, start, .. } => (lease, start),
+                Glance::Unreadable(block) => return self.locate_behind(memory, index, request, at, block),
                 glance => return Ok(Located::Stopped { at, missing: at, glance }),
             };
             let window = &lease.as_ref()[at.since(start).as_usize()..];
@@ -121,6 +126,9 @@ impl<P: Platform> Partition<P> {
                 prefix[..here.len()].copy_from_slice(here);
                 let (lease, start) = match self.glance(memory, uid, next, end) {
                     Glance::Resident { lease, start, .. } => (lease, start),
+                    Glance::Unreadable(block) => {
+                        return self.locate_behind(memory, index, request, header, block);
+                    }
                     glance => return Ok(Located::Stopped { at: header, missing: next, glance }),
                 };
                 let more = &lease.as_ref()[next.since(start).as_usize()..];
@@ -150,6 +158,45 @@ impl<P: Platform> Partition<P> {
         Ok(Located::Beyond)
     }
 
+    /// The walk has come to the header `at`, which lies on an unreadable block. The batch looked for may lie behind it: the
+    /// index names batches by their last offsets, so that most walks begin a batch early.
+    fn locate_behind(
+        &self,
+        memory: &mut Memory<P>,
+        index: usize,
+        request: &FetchRequest,
+        at: Position,
+        block: Position,
+    ) -> Result<Located<P>, FetchError> {
+        let (segment, end) = (&self.segments[index], self.visible_end(index));
+        let failed = Err(unreadable(segment.base_offset, block));
+        let offsets = segment.index.offsets();
+        if offsets.lookup(request.offset).last_offset == request.offset {
+            return failed;
+        }
+        let entry = offsets.after(request.offset);
+        let Some(entry) = entry.filter(|entry| entry.position > at && entry.position < end) else {
+            return failed;
+        };
+        match self.glance(memory, segment.uid, entry.position, end) {
+            Glance::Resident { lease, start, .. } => {
+                let window = &lease.as_ref()[entry.position.since(start).as_usize()..];
+                match BatchPrefix::peek(window) {
+                    // One that begins later is not it: it lies in between, out of reach.
+                    Ok(batch)
+                        if batch.base_offset() <= request.offset
+                            && entry.position.plus(batch.len()) <= end =>
+                    {
+                        Ok(Located::At(entry.position, batch.len()))
+                    }
+                    _ => failed,
+                }
+            }
+            Glance::Unreadable(block) => Err(unreadable(segment.base_offset, block)),
+            glance => Ok(Located::Stopped { at, missing: entry.position, glance }),
+        }
+    }
+
     /// Whether the log has that offset, or will have it next.
     pub(crate) fn check_offset(&self, offset: Offset) -> Result<(), FetchError> {
         let (Watermarks { log_start_offset, log_end_offset, .. }, active) =
@@ -166,4 +213,9 @@ impl<P: Platform> Partition<P> {
 
 fn corrupt(base_offset: Offset, position: Position) -> FetchError {
     FetchError::Corrupt { base_offset, position: position.get() }
+}
+
+/// The device does not give out the block at `position`.
+pub(crate) fn unreadable(base_offset: Offset, position: Position) -> FetchError {
+    FetchError::ReadFailed { base_offset, position: position.get(), errno: Errno::IO }
 }

@@ -59,6 +59,8 @@ pub(crate) struct Stream<P: Platform> {
     pub(crate) outcome: FetchOutcome,
     pub(crate) uid: SegmentUid,
     pub(crate) at: Position,
+    /// Where the first batch ends: an answer has all of it.
+    pub(crate) first_end: Position,
     pub(crate) end: Position,
     pub(crate) mode: Mode,
     /// In a mode that goes by file: the part that does. What lies before and behind it goes through memory.

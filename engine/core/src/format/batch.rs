@@ -332,7 +332,7 @@ fn be_i16<const N: usize>(b: &[u8; N], at: usize) -> i16 {
 }
 
 #[inline]
-fn be_i32<const N: usize>(b: &[u8; N], at: usize) -> i32 {
+pub(super) fn be_i32<const N: usize>(b: &[u8; N], at: usize) -> i32 {
     i32::from_be_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]])
 }
 

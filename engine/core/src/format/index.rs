@@ -5,6 +5,7 @@
 //! Always holds: offsets and positions, and timestamps and offsets, strictly increase from entry to entry; the
 //! entry count never exceeds the limit fixed at creation, and pushing within it never allocates.
 
+use super::batch::be_i32;
 use crate::types::{ByteCount, Offset, Position, Timestamp};
 
 /// Bytes of one entry of an offset index: i32 last offset - base offset, i32 position.
@@ -183,6 +184,11 @@ impl OffsetIndex {
         let start = OffsetEntry { last_offset: self.base_offset, position: Position::ZERO };
         let count = self.entries().partition_point(|bytes| self.decode(bytes).last_offset <= target);
         count.checked_sub(1).map_or(start, |i| self.decode(&self.entries()[i]))
+    }
+
+    /// The entry after the one that [`Self::lookup`] finds: of the batch that contains `target`, or of one behind it.
+    pub fn after(&self, target: Offset) -> Option<OffsetEntry> {
+        self.entry(self.entries().partition_point(|bytes| self.decode(bytes).last_offset <= target))
     }
 
     /// Where the walk begins to whatever batch lies across `position`, or to one shortly before it.
@@ -386,12 +392,7 @@ fn whole_entries<const N: usize>(file: &[u8]) -> Result<&[[u8; N]], IndexError> 
 }
 
 fn relative(base: Offset, offset: Offset) -> Option<i32> {
-    let relative = offset.get().checked_sub(base.get())?;
-    i32::try_from(relative).ok().filter(|&r| r >= 0)
-}
-
-fn be_i32<const N: usize>(bytes: &[u8; N], at: usize) -> i32 {
-    i32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+    i32::try_from(offset.get().checked_sub(base.get())?).ok().filter(|&relative| relative >= 0)
 }
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 //! Always holds: a pipe is filled again only when it is empty, and by the fetch at the head of its connection.
 
 use crate::disk::Errno;
-use crate::fetch::Mode;
 use crate::fetch::transfer::{FetchId, FetchState, Foreign, Part};
+use crate::fetch::{FetchRequest, Mode};
 use crate::message::Source;
 use crate::ops::{ConnId, DiskOp, Fill, NetOp, Now, Ops, SendFile};
 use crate::platform::Platform;
@@ -19,6 +19,9 @@ use crate::types::{ByteCount, Position};
 /// goes.
 const FILL_LEN_MAX: usize = 1 << 20;
 
+/// Requests for less are read into memory: most of a pipe's cost is per fill.
+const SPLICE_LEN_MIN: ByteCount = ByteCount::kib(256);
+
 /// The rest of a fetch that does not come from the arena.
 struct FileRange {
     mode: Mode,
@@ -27,6 +30,13 @@ struct FileRange {
 }
 
 impl<P: Platform, C> Core<P, C> {
+    /// Whether a cold range of this request goes through a pipe, if nothing is forced.
+    pub(super) fn goes_by_splice(&self, request: &FetchRequest) -> bool {
+        self.limits.cold_by_splice
+            && request.len_max >= SPLICE_LEN_MIN
+            && self.modes.contains(Mode::DirectSplice)
+    }
+
     pub(super) fn is_of_file(&mut self, fetch: FetchId) -> bool {
         self.file_range(fetch).is_some()
     }

@@ -1,24 +1,21 @@
-//! Fetches of a shard: started, located, streamed. Those that wait for more to read are in `parked`.
+//! Fetches of a shard: started, looked at again when something has happened, streamed. How far they reach is decided in
+//! `planning`; those that wait for more to read are in `parked`.
 
 use crate::error::FetchError;
-use crate::fetch::plan::{Glance, Located};
-use crate::fetch::policy::{PieceFacts, RangeFacts, choose, hand_over, is_shared};
-use crate::fetch::transfer::{FetchId, FetchState, Part, Stream};
-use crate::fetch::{FetchOutcome, FetchRequest, Fetched, Mode};
-use crate::limits::FETCH_LEN_MAX;
+use crate::fetch::plan::{Glance, unreadable};
+use crate::fetch::policy::{PieceFacts, hand_over, is_shared};
+use crate::fetch::transfer::{FetchId, FetchState, Part};
+use crate::fetch::{FetchOutcome, FetchRequest, Fetched};
 use crate::log::partition::{Origin, Partition, PartitionState};
 use crate::message::Reply;
 use crate::ops::{Now, Ops, SendHow};
 use crate::planted::{Bug, is_planted};
-use crate::platform::{CHUNK_LEN_MIN, Lease, Platform};
+use crate::platform::{Lease, Platform};
 use crate::service::Service;
 use crate::shard::Core;
 use crate::shard::conn::AnswerState;
-use crate::shard::reads::Reading;
+use crate::shard::holes::stop_at_hole;
 use crate::types::{ByteCount, Position};
-
-/// Requests for less are read into memory: most of a pipe's cost is per fill.
-const SPLICE_LEN_MIN: ByteCount = ByteCount::kib(256);
 
 /// What a look at a fetch leads to.
 pub(super) enum Progress {
@@ -130,108 +127,8 @@ impl<P: Platform, C> Core<P, C> {
         self.plan(partition, id, expired)
     }
 
-    /// Finds the first batch and the range to send.
-    fn plan(&mut self, partition: &mut Partition<P>, id: FetchId, expired: bool) -> Progress {
-        let Some(fetch) = self.fetches.get_mut(id) else { return Progress::Waiting };
-        let request = fetch.request;
-        // The offset is below the high watermark, so a segment holds it, or compaction has removed it and
-        // a later one follows.
-        let Some(mut index) = partition.segment_of(request.offset) else {
-            return self.plan_empty(partition, id);
-        };
-        let mut resume = match fetch.state {
-            FetchState::Locating { uid, at } if uid == partition.segments[index].uid => Some(at),
-            _ => None,
-        };
-        let (start, first_len) = loop {
-            match partition.locate(&mut self.memory, &mut self.memo, index, &request, resume.take()) {
-                Ok(Located::At(start, len)) => break (start, len),
-                Ok(Located::Beyond) if index + 1 < partition.segments.len() => index += 1,
-                // Only a hole follows, up to the high watermark: the next append ends the wait.
-                Ok(Located::Beyond) if !expired && request.waits() => return self.park(partition, id),
-                Ok(Located::Beyond) => return self.plan_empty(partition, id),
-                Ok(Located::Stopped { at, missing, glance }) => {
-                    let uid = partition.segments[index].uid;
-                    if let Some(fetch) = self.fetches.get_mut(id) {
-                        fetch.state = FetchState::Locating { uid, at };
-                    }
-                    let wanted = request.len_max.min(self.limits.cold_read_bytes_max);
-                    let edge = self.reading(id) == Reading::Edge;
-                    let until = missing.plus(if edge { CHUNK_LEN_MIN } else { wanted });
-                    return self.await_read(partition, id, uid, missing, until, glance);
-                }
-                Err(error) => return Progress::Failed(Box::new(error)),
-            }
-        };
-        let visible = partition.visible_end(index);
-        let segment = &partition.segments[index];
-        let last = segment.uid == partition.durable.uid;
-        let scarce = last && visible.since(start) < request.len_min.min(request.len_max);
-        if scarce && !expired && request.wait_ms_max > 0 {
-            return self.park(partition, id);
-        }
-        let len = request.len_max.min(FETCH_LEN_MAX).max(first_len).min(visible.since(start));
-        let cold_by_splice = self.goes_by_splice(&request);
-        // Pipes leave a range's edges in memory: there its middle tells.
-        let middle = start.plus(ByteCount::new(len.get() / 2));
-        let resident = partition.is_resident(&self.memory, segment.uid, start.plus(len))
-            && (!cold_by_splice || partition.is_resident(&self.memory, segment.uid, middle));
-        let facts = RangeFacts { resident, forced: request.mode, cold_by_splice };
-        let outcome = FetchOutcome {
-            len,
-            segment: segment.base_offset,
-            position: start,
-            watermarks: partition.watermarks(),
-        };
-        let mut stream = Stream {
-            outcome,
-            uid: segment.uid,
-            at: start,
-            end: start.plus(len),
-            mode: choose(facts),
-            by_file: start..start.plus(len),
-            pieces: Vec::new(),
-        };
-        self.bring_ahead(partition, index, &mut stream, request.mode);
-        let Some(fetch) = self.fetches.get_mut(id) else { return Progress::Waiting };
-        fetch.state = FetchState::Streaming(stream);
-        self.stats.fetches += 1;
-        match fetch.origin {
-            Origin::Ticket(_) => self.gather(partition, id),
-            _ => Progress::Planned(outcome),
-        }
-    }
-
-    /// Whether a cold range of this request goes through a pipe, if nothing is forced.
-    pub(super) fn goes_by_splice(&self, request: &FetchRequest) -> bool {
-        self.limits.cold_by_splice
-            && request.len_max >= SPLICE_LEN_MIN
-            && self.modes.contains(Mode::DirectSplice)
-    }
-
-    fn plan_empty(&mut self, partition: &Partition<P>, id: FetchId) -> Progress {
-        let Some(fetch) = self.fetches.get_mut(id) else { return Progress::Waiting };
-        let active = partition.active();
-        let outcome = FetchOutcome {
-            len: ByteCount::ZERO,
-            segment: active.base_offset,
-            position: partition.durable.position,
-            watermarks: partition.watermarks(),
-        };
-        let (at, end) = (Position::ZERO, Position::ZERO);
-        let uid = active.uid;
-        let mode = Mode::Send;
-        let (by_file, pieces) = (at..end, Vec::new());
-        fetch.state = FetchState::Streaming(Stream { outcome, uid, at, end, mode, by_file, pieces });
-        self.stats.fetches += 1;
-        match fetch.origin {
-            Origin::Ticket(_) => Progress::Gathered,
-            _ => Progress::Planned(outcome),
-        }
-    }
-
     /// Waits for the read of `missing`, after starting it if nobody has.
-    fn await_read(
+    pub(super) fn await_read(
         &mut self,
         partition: &Partition<P>,
         id: FetchId,
@@ -270,7 +167,7 @@ impl<P: Platform, C> Core<P, C> {
     }
 
     /// Collects a handle's pieces.
-    fn gather(&mut self, partition: &mut Partition<P>, id: FetchId) -> Progress {
+    pub(super) fn gather(&mut self, partition: &mut Partition<P>, id: FetchId) -> Progress {
         loop {
             let Some(fetch) = self.fetches.get_mut(id) else { return Progress::Waiting };
             let FetchState::Streaming(stream) = &mut fetch.state else { return Progress::Waiting };
@@ -285,6 +182,7 @@ impl<P: Platform, C> Core<P, C> {
                     stream.at = to;
                     stream.pieces.push(piece);
                 }
+                Glance::Unreadable(block) => return stop_at_hole(stream, block),
                 glance => {
                     let until = end.min(at.plus(self.limits.cold_read_bytes_max));
                     return self.await_read(partition, id, uid, at, until, glance);
@@ -321,7 +219,7 @@ impl<P: Platform, C> Core<P, C> {
         }
         let FetchState::Streaming(stream) = &fetch.state else { return Err(FetchError::Cancelled) };
         let Part::Memory(end) = stream.part() else { return Ok(None) };
-        let (uid, at, len) = (stream.uid, stream.at, stream.outcome.len);
+        let (uid, at, outcome) = (stream.uid, stream.at, stream.outcome);
         let (partition_id, forced) = (fetch.request.partition, fetch.request.mode);
         let Some(partition) = self.partitions.take(partition_id) else {
             return Err(FetchError::UnknownPartition);
@@ -329,19 +227,20 @@ impl<P: Platform, C> Core<P, C> {
         let piece = match partition.glance(&mut self.memory, uid, at, end) {
             Glance::Resident { lease, start, end: to, written } => {
                 let shared = is_shared(lease.sent_before(), to.since(start), written) && self.memory.lends();
-                let how = hand_over(PieceFacts { len, shared, zero_copy, forced }, self.modes);
+                let how = hand_over(PieceFacts { len: outcome.len, shared, zero_copy, forced }, self.modes);
                 let to = if is_planted(Bug::ReadPastLease) { to } else { to.min(end) };
                 let to = to.min(at.plus(ByteCount::of_usize(len_max)));
-                Some((lease.slice(at.since(start).as_usize()..to.since(start).as_usize()), how))
+                Ok(Some((lease.slice(at.since(start).as_usize()..to.since(start).as_usize()), how)))
             }
+            Glance::Unreadable(block) => Err(unreadable(outcome.segment, block)),
             glance => {
                 let until = end.min(at.plus(self.limits.cold_read_bytes_max));
                 self.await_read(&partition, id, uid, at, until, glance);
-                None
+                Ok(None)
             }
         };
         self.partitions.put(partition);
-        Ok(piece)
+        piece
     }
 
     /// The piece that [`Self::next_piece`] gave, of this length, is on its way.

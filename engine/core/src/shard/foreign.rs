@@ -134,8 +134,16 @@ impl<P: Platform, C> Core<P, C> {
             let (at, end) = (rest.position, rest.position.plus(rest.len));
             let (mode, by_file, pieces) = (Mode::DirectSend, at..at, Vec::new());
             if let Some(fetch) = self.fetches.get_mut(id) {
-                fetch.state =
-                    FetchState::Streaming(Stream { outcome: rest, uid, at, end, mode, by_file, pieces });
+                fetch.state = FetchState::Streaming(Stream {
+                    outcome: rest,
+                    uid,
+                    at,
+                    first_end: at,
+                    end,
+                    mode,
+                    by_file,
+                    pieces,
+                });
             }
             Ok(id)
         });

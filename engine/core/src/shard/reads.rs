@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use crate::bill::table_len;
-use crate::cache::{NONE, SegmentUid};
+use crate::cache::{AfterRead, NONE, SegmentUid};
 use crate::disk::Errno;
 use crate::error::FetchError;
 use crate::fetch::Mode;
@@ -278,25 +278,31 @@ impl<P: Platform, C> Core<P, C> {
         now: Now,
         ops: &mut Ops<P>,
     ) {
-        let in_flight = self.reads.in_flight_len.get() - chunk.len() as u64;
-        self.reads.in_flight_len = ByteCount::new(in_flight);
         let (uid, position, _) = self.memory.cache.loading_range(entry);
         let expected = self.memory.cache.expected_len(entry).as_usize();
+        let mut after = self.memory.cache.after_read(entry, generation, result);
+        if let AfterRead::ReadOn(piece) = after {
+            match self.read_on(entry, generation, piece, chunk, ops) {
+                Ok(()) => return,
+                Err(back) => (chunk, after) = (back, AfterRead::Failed(Errno::IO)),
+            }
+        }
+        self.reads.in_flight_len = ByteCount::new(self.reads.in_flight_len.get() - chunk.len() as u64);
         // What lies behind the visible end in its block is none of the readers' business.
-        let (lease, failure) = match result {
-            Ok(len) if len >= expected => {
+        let (lease, failure) = match after {
+            AfterRead::Failed(errno) => {
+                let (base_offset, position) = (self.base_offset_of(uid), position.get());
+                (None, Some(FetchError::ReadFailed { base_offset, position, errno }))
+            }
+            _ => {
                 chunk.freeze(expected);
                 (Some(chunk.lease(0..expected)), None)
             }
-            other => {
-                let errno = other.err().unwrap_or(Errno::IO);
-                let position = position.get();
-                let base_offset = self.base_offset_of(uid);
-                (None, Some(FetchError::ReadFailed { base_offset, position, errno }))
-            }
         };
+        self.stats.blocks_unreadable += self.memory.cache.holes_count(entry);
         let waiters = self.memory.cache.end_load(entry, generation, lease);
         self.wake_waiters(waiters, failure.as_ref(), service, now, ops);
+        self.memory.cache.doubt_holes(entry, generation);
     }
 
     fn end_load<S: Service<Connection = C>>(

@@ -29,6 +29,8 @@ pub struct ShardStats {
     pub cold_read_len: u64,
     /// Cold reads.
     pub cold_reads: u64,
+    /// Blocks that the device did not give out, each time they were asked for.
+    pub blocks_unreadable: u64,
     /// Fetches that waited for a read another fetch had started.
     pub shared_reads: u64,
     /// Times an append had to wait for memory or for its last block.
