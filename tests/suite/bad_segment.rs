@@ -178,6 +178,45 @@ fn damage_is_served_around_or_cut_off_by_choice() {
     }
 }
 
+/// One partition of an engine is refused for its damage; its neighbours are opened and served as ever, appends included,
+/// before and after it, and so is one made anew. Repaired, it opens beside them.
+#[test]
+fn neighbours_of_a_refused_partition_are_served() {
+    for driver in DRIVERS {
+        let written = Written::new(driver, true);
+        let mut ledgers: [Ledger; 3] = Default::default();
+        let mut live = |refused: fn(Result<Partition, RequestError<PartitionError>>) -> Option<Partition>| {
+            let engine = Engine::start(options(written.dir.path(), driver)).unwrap();
+            let open = |name: &str| engine.handle().open_partition_blocking(&name.parse().unwrap(), config());
+            let mut neighbours = vec![open("s-0").unwrap()];
+            let opened = refused(open(NAME));
+            neighbours.extend(["t-1", "u-0"].map(|name| open(name).unwrap()));
+            for (partition, ledger) in neighbours.iter().zip(&mut ledgers) {
+                for number in 0..40 {
+                    let sent = batch(1_000 * ledger.len() as u64 + number, 2, 60_000);
+                    ledger.push(partition.append(sent.clone()).wait().unwrap().base_offset, sent);
+                }
+                ledger.check(partition);
+            }
+            if let Some(opened) = opened {
+                written.ledger.check(&opened);
+            }
+            engine.shutdown().unwrap();
+        };
+        let first = &written.files("log")[0];
+        let sound = fs::read(first).unwrap();
+        change(first, |bytes| bytes.truncate(bytes.len() - 1_000));
+        for _ in 0..2 {
+            live(|opened| match opened {
+                Err(RequestError::Refused(PartitionError::Corrupt { .. })) => None,
+                other => panic!("{other:?}"),
+            });
+        }
+        fs::write(first, sound).unwrap();
+        live(|opened| Some(opened.unwrap()));
+    }
+}
+
 #[test]
 fn a_truncated_sealed_segment_is_refused() {
     for driver in DRIVERS {
