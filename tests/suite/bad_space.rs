@@ -1,17 +1,21 @@
 //! Devices that are full or over quota: appends wait or fail by name, reads go on, nothing
 //! acknowledged is lost, and when space comes back appends go on by themselves.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rohrpost_engine::{
-    AppendError, Appended, ByteCount, DriverChoice, Engine, LogConfig, Partition, RequestError,
+    AppendError, Appended, ByteCount, DriverChoice, Engine, LogConfig, Offset, Partition, RequestError,
     TopicPartition, WriteMode,
 };
+use rohrpost_tests::disk::{FileSystem, Mounted, missing};
 use rohrpost_tests::host::{self, LoopDisk, fail_system_call, mount};
-use rohrpost_tests::log::{DRIVERS, Ledger, Waiting, append_until_refused, batch, config, options, settle};
+use rohrpost_tests::log::{
+    DRIVERS, Ledger, Waiting, append_until_refused, batch, config, options, read_all, settle,
+};
+use rustix::fs::FallocateFlags;
 
 /// A hang is a failure, not a test run without end.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -174,6 +178,82 @@ fn a_full_device_does_not_keep_an_engine_from_stopping() {
         let write_mode = if host::takes_direct_io(&at) { WriteMode::Direct } else { WriteMode::Buffered };
         Small { story: "stop", at: &at, driver, write_mode }.fill_and_stop();
         host::run(&["umount", at.to_str().unwrap()]).unwrap();
+    }
+}
+
+/// Takes every block there is.
+fn take_all(at: &Path) {
+    let file = File::options().append(true).create(true).open(at.join("ballast")).unwrap();
+    let (mut len, mut step) = (file.metadata().unwrap().len(), 64 << 20);
+    while step >= 512 {
+        match rustix::fs::fallocate(&file, FallocateFlags::empty(), len, step) {
+            Ok(()) => len += step,
+            Err(rustix::io::Errno::NOSPC) => step /= 2,
+            Err(errno) => panic!("{errno}"),
+        }
+    }
+    file.sync_all().unwrap();
+}
+
+/// Without a single free block, deleting works as ever, also where it frees none at first: it is what gives space back,
+/// and appends go on by themselves.
+#[test]
+fn deleting_needs_no_space() {
+    const NAME: &str = "bad_space::deleting_needs_no_space";
+    if let Err(reason) = missing(&["mkfs.xfs"]) {
+        return host::skip(NAME, &reason);
+    }
+    if !host::in_mounts(NAME) {
+        return;
+    }
+    for (file_system, driver) in FileSystem::ALL.into_iter().zip(DRIVERS) {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, name) = (dir.path().join("image"), "t-0".parse().unwrap());
+        file_system.make(&image, 48).unwrap();
+        let mounted = Mounted::new(&image, &dir.path().join("mount")).unwrap();
+        let root = mounted.path().join("log");
+        let engine = Engine::start(options(&root, driver)).unwrap();
+        let partition = engine.handle().open_partition_blocking(&name, config()).unwrap();
+        let other = engine.handle().open_partition_blocking(&"d-0".parse().unwrap(), config()).unwrap();
+        other.append(batch(0, 1, BATCH_LEN)).wait().unwrap();
+        let mut sent = Vec::new();
+        for number in 0..100 {
+            sent.push(batch(number, 1, BATCH_LEN));
+            assert_eq!(
+                partition.append(sent[number as usize].clone()).wait().unwrap().base_offset,
+                Offset::new(number as i64)
+            );
+        }
+        take_all(mounted.path());
+        let (mut ledger, mut waiting) = (Ledger::default(), Waiting::new());
+        let error = append_until_refused(&partition, &mut ledger, &mut waiting, 200);
+        let RequestError::Refused(AppendError::DiskFull(_)) = &error else {
+            panic!("{file_system}: {error}")
+        };
+        take_all(mounted.path());
+
+        let delete_below = |before| {
+            let start = partition.delete_records(Offset::new(before)).wait();
+            let start = start.unwrap_or_else(|error| panic!("{file_system}, below {before}: {error}"));
+            assert_eq!(start.get(), before);
+        };
+        for before in [1, 2, 3] {
+            delete_below(before);
+        }
+        other.delete().wait().unwrap_or_else(|error| panic!("{file_system}, a partition: {error}"));
+        take_all(mounted.path());
+        delete_below(80);
+        append_when_there_is_space(&partition, &batch(5_000_000, 1, BATCH_LEN));
+        drop((waiting, engine));
+        let engine = Engine::start(options(&root, driver)).unwrap();
+        let partition = engine.handle().open_partition_blocking(&name, config()).unwrap();
+        let start = partition.watermarks().wait().unwrap().log_start_offset;
+        assert_eq!(start.get(), 80, "{file_system}");
+        for (stored, sent) in read_all(&partition, start).iter().zip(&sent[80..]) {
+            assert!(stored.is(sent), "{file_system}: {}", stored.base_offset);
+        }
+        engine.shutdown().unwrap();
+        mounted.unmount().unwrap();
     }
 }
 

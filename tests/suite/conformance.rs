@@ -34,6 +34,7 @@ enum Step {
     Sync(&'static str),
     SyncDir(&'static str),
     Rename(&'static str, &'static str),
+    Exchange(&'static str, &'static str),
     Unlink(&'static str),
 }
 
@@ -42,7 +43,7 @@ fn script(prng: &mut Prng) -> Vec<Step> {
     for number in 0..prng.range(4, STEPS_MAX) {
         let (name, other) = (*prng.pick(&NAMES), *prng.pick(&NAMES));
         let caching = if prng.one_in(2) { Caching::Direct } else { Caching::Buffered };
-        steps.push(match prng.below(16) {
+        steps.push(match prng.below(17) {
             0 | 1 => Step::Create(name, caching),
             2..=7 => {
                 let unit = if caching == Caching::Direct { BLOCK } else { 700 };
@@ -54,6 +55,7 @@ fn script(prng: &mut Prng) -> Vec<Step> {
             10 | 11 => Step::Sync(name),
             12 | 13 => Step::SyncDir(prng.pick::<&str>(&FOLDERS)),
             14 => Step::Rename(name, other),
+            15 => Step::Exchange(name, other),
             _ => Step::Unlink(name),
         });
     }
@@ -77,6 +79,7 @@ fn run<D: Disk>(disk: &D, root: &Path, step: &Step) -> Result<(), DiskError> {
         Step::Sync(name) => disk.sync(&open(name, Caching::Buffered)?),
         Step::SyncDir(name) => disk.sync_dir(&root.join(name)),
         Step::Rename(from, to) => disk.rename(&root.join(from), &root.join(to)),
+        Step::Exchange(one, other) => disk.exchange(&root.join(one), &root.join(other)),
         Step::Unlink(name) => disk.unlink(&root.join(name)),
     }
 }

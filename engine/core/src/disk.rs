@@ -41,6 +41,8 @@ impl Errno {
     pub const PERM: Self = Self(1);
     /// Disk quota exceeded.
     pub const DQUOT: Self = Self(122);
+    /// The kernel has no such call.
+    pub const NOSYS: Self = Self(38);
     /// Operation not supported.
     pub const OPNOTSUPP: Self = Self(95);
     /// Connection reset by peer.
@@ -227,6 +229,9 @@ pub trait Disk: Send + Sync + 'static {
 
     /// Renames a file or directory, replacing a file at `to`.
     fn rename(&self, from: &Path, to: &Path) -> Result<(), DiskError>;
+
+    /// Lets two files, which must exist, change places at once. Fails with [`Errno::INVAL`] where the file system cannot.
+    fn exchange(&self, one: &Path, other: &Path) -> Result<(), DiskError>;
 
     /// Removes a file.
     fn unlink(&self, path: &Path) -> Result<(), DiskError>;

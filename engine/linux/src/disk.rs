@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rohrpost_engine_core::disk::{Caching, DirEntry, Disk, DiskError, Errno, Lock, OpenMode};
 use rohrpost_engine_core::platform::DIRECT_IO_ALIGN;
 use rohrpost_engine_core::types::{ByteCount, Position, Timestamp};
-use rustix::fs::{AtFlags, FallocateFlags, FlockOperation, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, CWD, FallocateFlags, FlockOperation, OFlags, RenameFlags, StatxFlags};
 use rustix::io::retry_on_intr;
 
 use crate::file::{LinuxFile, errno_of, errno_of_io};
@@ -185,6 +185,12 @@ impl Disk for LinuxDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> Result<(), DiskError> {
         std_io("rename", from, std::fs::rename(from, to))
+    }
+
+    fn exchange(&self, one: &Path, other: &Path) -> Result<(), DiskError> {
+        let exchanged =
+            retry_on_intr(|| rustix::fs::renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE));
+        sys("exchange", one, exchanged)
     }
 
     fn unlink(&self, path: &Path) -> Result<(), DiskError> {

@@ -180,6 +180,19 @@ fn directories_are_listed_renamed_and_removed() {
     assert_eq!(disk.sync_dir(&scratch.path("t-0")).unwrap_err().errno, Errno::NOENT);
 }
 
+/// Names change, files do not; both must be there.
+#[test]
+fn two_files_change_places() {
+    let scratch = Scratch::new();
+    std::fs::write(scratch.path("a"), b"first").unwrap();
+    let missing = LinuxDisk.exchange(&scratch.path("a"), &scratch.path("b")).unwrap_err();
+    assert_eq!((missing.errno, missing.path), (Errno::NOENT, scratch.path("a")));
+    std::fs::write(scratch.path("b"), b"second").unwrap();
+    LinuxDisk.exchange(&scratch.path("a"), &scratch.path("b")).unwrap();
+    assert_eq!(std::fs::read(scratch.path("a")).unwrap(), b"second");
+    assert_eq!(std::fs::read(scratch.path("b")).unwrap(), b"first");
+}
+
 #[test]
 fn modification_time_is_in_milliseconds() {
     let scratch = Scratch::new();

@@ -132,6 +132,10 @@ impl Disk for SimDisk {
         self.storage().rename(from, to).map_err(failed("rename", from))
     }
 
+    fn exchange(&self, one: &Path, other: &Path) -> Result<(), DiskError> {
+        self.storage().exchange(one, other).map_err(failed("exchange", one))
+    }
+
     fn unlink(&self, path: &Path) -> Result<(), DiskError> {
         self.storage().unlink(path).map_err(failed("unlink", path))
     }

@@ -98,10 +98,8 @@ impl MemoryDisk {
     /// Content of a file, if it exists.
     pub(crate) fn get(&self, path: impl AsRef<Path>) -> Option<Vec<u8>> {
         let state = self.state();
-        match state.nodes.get(path.as_ref()) {
-            Some(Node::File(file)) => Some(state.files[*file].clone()),
-            Some(Node::Dir) | None => None,
-        }
+        let Some(Node::File(file)) = state.nodes.get(path.as_ref()) else { return None };
+        Some(state.files[*file].clone())
     }
 
     /// Puts a file there, with its directories.
@@ -355,9 +353,7 @@ impl Disk for MemoryDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> Result<(), DiskError> {
         let mut state = self.change("rename", from)?;
-        let Some(node) = state.nodes.remove(from) else {
-            return Err(error("rename", from, Errno::NOENT));
-        };
+        let node = state.nodes.remove(from).ok_or_else(|| error("rename", from, Errno::NOENT))?;
         let children: Vec<PathBuf> =
             state.nodes.keys().filter(|path| path.starts_with(from)).cloned().collect();
         for child in children {
@@ -366,6 +362,14 @@ impl Disk for MemoryDisk {
             state.nodes.insert(to.join(rest), node);
         }
         state.nodes.insert(to.to_owned(), node);
+        Ok(())
+    }
+
+    fn exchange(&self, one: &Path, other: &Path) -> Result<(), DiskError> {
+        let mut state = self.change("exchange", one)?;
+        let both = state.nodes.get(one).copied().zip(state.nodes.get(other).copied());
+        let (first, second) = both.ok_or_else(|| error("exchange", one, Errno::NOENT))?;
+        state.nodes.extend([(one.to_owned(), second), (other.to_owned(), first)]);
         Ok(())
     }
 
@@ -384,17 +388,13 @@ impl Disk for MemoryDisk {
         if state.has_children(path) {
             return Err(error("remove directory", path, NOT_EMPTY));
         }
-        match state.nodes.remove(path) {
-            Some(_) => Ok(()),
-            None => Err(error("remove directory", path, Errno::NOENT)),
-        }
+        let removed = state.nodes.remove(path);
+        removed.map(drop).ok_or_else(|| error("remove directory", path, Errno::NOENT))
     }
 
     fn modified(&self, path: &Path) -> Result<Timestamp, DiskError> {
         let state = self.look("stat", path)?;
-        match state.nodes.get(path) {
-            Some(_) => Ok(Timestamp::new(1_700_000_000_000)),
-            None => Err(error("stat", path, Errno::NOENT)),
-        }
+        let node = state.nodes.get(path);
+        node.map(|_| Timestamp::new(1_700_000_000_000)).ok_or_else(|| error("stat", path, Errno::NOENT))
     }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::disk::{Caching, Disk, DiskError, Errno, OpenMode};
 use crate::planted::{Bug, is_planted};
+use crate::platform::DIRECT_IO_ALIGN;
 use crate::types::{ByteCount, Position};
 
 /// The file's content; `None` if it does not exist.
@@ -28,9 +29,7 @@ pub(crate) fn replace_file<D: Disk>(disk: &D, path: &Path, bytes: &[u8]) -> Resu
 
 /// As [`replace_file`], but the new content is certain only once the directory has been synced as well.
 pub(crate) fn put_file<D: Disk>(disk: &D, path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
-    let temporary = PathBuf::from(temporary);
+    let temporary = temporary(path);
     let file = open_or_create(disk, &temporary)?;
     disk.set_len(&file, ByteCount::ZERO)?;
     disk.write_at(&file, Position::ZERO, bytes)?;
@@ -38,6 +37,63 @@ pub(crate) fn put_file<D: Disk>(disk: &D, path: &Path, bytes: &[u8]) -> Result<(
         disk.sync(&file)?;
     }
     disk.rename(&temporary, path)
+}
+
+/// As [`replace_file`], for a file that must be replaced also where no block is free: the replaced file stays, under
+/// the temporary name, and its blocks take the next content.
+///
+/// `spare_is_free`: whether a power cut certainly does not bring the spare file back under the name of the other one.
+/// As long as it might, it is never written: another one is made.
+pub(crate) fn swap_file<D: Disk>(
+    disk: &D,
+    path: &Path,
+    bytes: &[u8],
+    spare_is_free: &mut bool,
+) -> Result<(), DiskError> {
+    let spare = temporary(path);
+    if !*spare_is_free {
+        unlink_if_there(disk, &spare)?;
+    }
+    let file = open_or_create(disk, &spare)?;
+    *spare_is_free = true;
+    disk.write_at(&file, Position::ZERO, bytes)?;
+    disk.set_len(&file, ByteCount::of_usize(bytes.len()))?;
+    if !is_planted(Bug::ReplaceWithoutSync) {
+        disk.sync(&file)?;
+    }
+    *spare_is_free = false;
+    match disk.exchange(&spare, path) {
+        // There is none yet, or the file system cannot: then space is needed the next time.
+        Err(DiskError { errno: Errno::NOENT | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS, .. }) => {
+            disk.rename(&spare, path)?;
+        }
+        other => other?,
+    }
+    if !is_planted(Bug::ReplaceWithoutDirectorySync) {
+        disk.sync_dir(parent(path))?;
+    }
+    *spare_is_free = true;
+    reserve_spare(disk, path, bytes.len());
+    Ok(())
+}
+
+/// Makes the file that [`swap_file`] will write next, with blocks for `len` bytes and a quarter more. Where that fails,
+/// the next replacement needs free space, or meets the error itself.
+pub(crate) fn reserve_spare<D: Disk>(disk: &D, path: &Path, len: usize) {
+    let wanted = Position::new((len + len / 4).max(1) as u64).align_up(DIRECT_IO_ALIGN);
+    let reserve = |file| {
+        let end = Position::ZERO.plus(disk.len(&file)?);
+        let is_enough = end.align_up(DIRECT_IO_ALIGN) >= wanted;
+        if is_enough { Ok(()) } else { disk.preallocate(&file, end, wanted, false) }
+    };
+    let _ = open_or_create(disk, &temporary(path)).and_then(reserve);
+}
+
+/// Where the next content of a file is put together.
+fn temporary(path: &Path) -> PathBuf {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    PathBuf::from(temporary)
 }
 
 /// Opens the file for writing through the page cache, and creates it if there is none.

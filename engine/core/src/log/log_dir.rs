@@ -4,16 +4,17 @@
 //! no JVM broker and no second engine changes anything below it; a checkpoint file is replaced whole and durably;
 //! the marker of a clean stop exists only while every partition is closed cleanly. Blocks; used by steps only.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::disk::{Disk, DiskError};
 use crate::format::checkpoint::{self, CheckpointError};
 use crate::format::names::{self, TopicPartition};
+use crate::log::checkpoints::{Checkpoints, Table};
 use crate::log::creation::Entries;
-use crate::log::dir_state::{State, Table};
 use crate::log::files::{remove_tree, replace_file, unlink_if_there};
-use crate::log::root::{create_root, list_partitions, read_meta_properties, read_offsets, take_lock};
+use crate::log::root::{create_root, list_partitions, read_meta_properties, take_lock};
 use crate::planted::{Bug, is_planted};
 use crate::types::Offset;
 
@@ -66,6 +67,25 @@ pub enum OpenError {
     Disk(#[from] DiskError),
 }
 
+#[derive(Default)]
+struct State {
+    checkpoints: Checkpoints,
+    /// Partitions whose files end exactly where their log ends, durably.
+    clean: BTreeSet<TopicPartition>,
+    /// Partitions with a segment whose companions could not be written: until they are opened again nothing may be
+    /// taken for recovered, or the next opening would believe what is there of them.
+    doubted: BTreeSet<TopicPartition>,
+    /// Partitions that exist.
+    live: BTreeSet<TopicPartition>,
+    /// Partitions that are to be forgotten and may still be in the files.
+    forgetting: BTreeSet<TopicPartition>,
+    /// Whether the marker of a clean stop is there.
+    marker: bool,
+    /// Directories deleted so far, for the names of the next ones.
+    deletions: u64,
+    notes: Vec<String>,
+}
+
 /// A log directory.
 pub struct LogDir<D: Disk> {
     disk: D,
@@ -89,10 +109,8 @@ impl<D: Disk> LogDir<D> {
         let lock = take_lock(&disk, root, options.lock_patience_ms)?;
         let mut notes = Vec::new();
         read_meta_properties(&disk, root, &mut notes)?;
-        let mut state = State::default();
-        for table in Table::ALL {
-            state.tables[table as usize] = read_offsets(&disk, &root.join(table.file_name()), &mut notes)?;
-        }
+        let checkpoints = Checkpoints::read(&disk, root, &mut notes)?;
+        let mut state = State { checkpoints, ..State::default() };
         let (live, deleted) = list_partitions(&disk, root, &mut notes)?;
         let marker = root.join(names::CLEAN_SHUTDOWN);
         let was_clean = if is_planted(Bug::KeepCleanMarker) {
@@ -105,6 +123,7 @@ impl<D: Disk> LogDir<D> {
         }
         // Also for the entries that a killed process has made and no sync has covered.
         disk.sync_dir(root)?;
+        state.checkpoints.make_spares(&disk, root)?;
         state.notes = notes;
         state.live = live.into_iter().collect();
         if was_clean {
@@ -130,10 +149,8 @@ impl<D: Disk> LogDir<D> {
     pub fn open_read_only(disk: D, root: &Path) -> Result<Arc<Self>, OpenError> {
         let mut notes = Vec::new();
         read_meta_properties(&disk, root, &mut notes)?;
-        let mut state = State::default();
-        for table in Table::ALL {
-            state.tables[table as usize] = read_offsets(&disk, &root.join(table.file_name()), &mut notes)?;
-        }
+        let checkpoints = Checkpoints::read(&disk, root, &mut notes)?;
+        let mut state = State { checkpoints, ..State::default() };
         let entries = disk.list(root)?;
         let was_clean = entries.iter().any(|entry| entry.name == names::CLEAN_SHUTDOWN);
         state.notes = notes;
@@ -205,7 +222,7 @@ impl<D: Disk> LogDir<D> {
     /// When a file operation fails. The next start then recovers.
     pub fn close_clean(&self) -> Result<bool, DiskError> {
         let mut state = self.state();
-        self.write_tables(&mut state)?;
+        state.checkpoints.write_all(&self.disk, &self.root)?;
         if !state.live.is_subset(&state.clean) {
             return Ok(false);
         }
@@ -263,22 +280,22 @@ impl<D: Disk> LogDir<D> {
         if state.doubted.contains(tp) {
             return;
         }
-        state.set(Table::RecoveryPoint, tp, log_end_offset);
-        state.set(Table::HighWatermark, tp, log_end_offset);
+        state.checkpoints.set(Table::RecoveryPoint, tp, log_end_offset);
+        state.checkpoints.set(Table::HighWatermark, tp, log_end_offset);
         let log_start_offset =
             if is_planted(Bug::ForgetLogStartAtClose) { Offset::ZERO } else { log_start_offset };
-        state.set(Table::LogStart, tp, log_start_offset);
+        state.checkpoints.set(Table::LogStart, tp, log_start_offset);
         state.clean.insert(tp.clone());
     }
 
     /// Below it every byte is known to be on the device.
     pub(crate) fn recovery_point(&self, tp: &TopicPartition) -> Option<Offset> {
-        self.state().tables[Table::RecoveryPoint as usize].get(tp).copied()
+        self.state().checkpoints.get(Table::RecoveryPoint, tp)
     }
 
     /// First offset that may be read, if it is not simply the first segment's.
     pub(crate) fn log_start_offset(&self, tp: &TopicPartition) -> Option<Offset> {
-        self.state().tables[Table::LogStart as usize].get(tp).copied()
+        self.state().checkpoints.get(Table::LogStart, tp)
     }
 
     /// Sets the recovery point after recovery; it may go back, where another program cut the log. Written with the
@@ -286,7 +303,7 @@ impl<D: Disk> LogDir<D> {
     pub(crate) fn note_recovery_point(&self, tp: &TopicPartition, offset: Offset) {
         let mut state = self.state();
         state.doubted.remove(tp);
-        state.set(Table::RecoveryPoint, tp, offset);
+        state.checkpoints.set(Table::RecoveryPoint, tp, offset);
     }
 
     /// A segment's companions are not whole on disk: the recovery point stays where it is, and no stop is clean, until
@@ -300,12 +317,12 @@ impl<D: Disk> LogDir<D> {
         if self.state().doubted.contains(tp) {
             return Ok(());
         }
-        self.raise(Table::RecoveryPoint, tp, offset)
+        self.state().checkpoints.raise(&self.disk, &self.root, Table::RecoveryPoint, tp, offset)
     }
 
     /// Raises the log start offset, durably.
     pub(crate) fn raise_log_start(&self, tp: &TopicPartition, offset: Offset) -> Result<(), DiskError> {
-        self.raise(Table::LogStart, tp, offset)
+        self.state().checkpoints.raise(&self.disk, &self.root, Table::LogStart, tp, offset)
     }
 
     /// Forgets a partition, durably.
@@ -316,11 +333,10 @@ impl<D: Disk> LogDir<D> {
         state.live.remove(tp);
         let tried_before = !state.forgetting.insert(tp.clone());
         for table in Table::ALL {
-            let known = state.tables[table as usize].remove(tp).is_some();
+            let known = state.checkpoints.remove(table, tp);
             // Other partitions' changes can wait: thousands may be created one after the other.
             if known || tried_before {
-                state.dirty[table as usize] = true;
-                self.write_table(&mut state, table)?;
+                state.checkpoints.rewrite(&self.disk, &self.root, table)?;
             }
         }
         state.forgetting.remove(tp);
@@ -332,32 +348,6 @@ impl<D: Disk> LogDir<D> {
         let mut state = self.state();
         state.deletions += 1;
         state.deletions
-    }
-
-    fn raise(&self, table: Table, tp: &TopicPartition, offset: Offset) -> Result<(), DiskError> {
-        let mut state = self.state();
-        if state.tables[table as usize].get(tp).is_some_and(|now| *now >= offset)
-            && !state.dirty[table as usize]
-        {
-            return Ok(());
-        }
-        let offset = state.tables[table as usize].get(tp).copied().unwrap_or(offset).max(offset);
-        state.set(table, tp, offset);
-        self.write_table(&mut state, table)
-    }
-
-    fn write_tables(&self, state: &mut State) -> Result<(), DiskError> {
-        Table::ALL.into_iter().try_for_each(|table| self.write_table(state, table))
-    }
-
-    fn write_table(&self, state: &mut State, table: Table) -> Result<(), DiskError> {
-        if !state.dirty[table as usize] {
-            return Ok(());
-        }
-        let text = checkpoint::write_offsets(state.tables[table as usize].iter().map(|(tp, at)| (tp, *at)));
-        replace_file(&self.disk, &self.root.join(table.file_name()), text.as_bytes())?;
-        state.dirty[table as usize] = false;
-        Ok(())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

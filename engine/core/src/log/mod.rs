@@ -1,12 +1,12 @@
 //! The log of one partition: segments on disk, the tail in memory, and what moves between them.
 
 pub(crate) mod append;
+mod checkpoints;
 mod commit;
 pub mod config;
 mod creation;
 #[cfg(test)]
 mod damage_tests;
-mod dir_state;
 mod epochs;
 mod files;
 #[cfg(test)]

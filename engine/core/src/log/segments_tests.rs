@@ -113,7 +113,7 @@ fn a_seal_makes_everything_durable_in_order() {
         ["index", "timeindex", "chain"].map(|kind| at(&format!("sync {}", segment(0, kind).display())));
     assert!(at(&log) < companions[0], "{trace:?}");
     assert!(
-        companions.iter().all(|c| *c < at("rename /data/recovery-point-offset-checkpoint.tmp")),
+        companions.iter().all(|c| *c < at("exchange /data/recovery-point-offset-checkpoint.tmp")),
         "{trace:?}"
     );
     assert_eq!(disk.get("/data/recovery-point-offset-checkpoint").unwrap(), b"0\n1\nt 0 100\n");
@@ -137,7 +137,8 @@ fn a_failed_sync_fails_the_seal_and_a_full_device_only_costs_companions() {
         let mut opened = try_open(&dir, &config()).unwrap();
         disk.fail(action, path, errno);
         assert_eq!(seal_active(&dir, &mut opened).is_err(), fails, "{action} {path}");
-        assert_eq!(disk.get("/data/recovery-point-offset-checkpoint"), None, "{action} {path}");
+        let checkpoint = disk.get("/data/recovery-point-offset-checkpoint").unwrap();
+        assert_eq!(checkpoint, b"0\n0\n", "{action} {path}");
         drop((opened, dir));
         let opened = reopen(&disk.fork()).unwrap();
         assert_eq!(shape(&opened).1, 100);
@@ -154,7 +155,7 @@ fn a_failed_sync_is_not_tried_again() {
         let mut opened = try_open(&dir, &config()).unwrap();
         disk.fail_once("sync", path, Errno::IO);
         assert!(seal_active(&dir, &mut opened).is_err(), "{path}");
-        assert_eq!(disk.get("/data/recovery-point-offset-checkpoint"), None, "{path}");
+        assert_eq!(disk.get("/data/recovery-point-offset-checkpoint").unwrap(), b"0\n0\n", "{path}");
     }
 }
 
@@ -172,7 +173,7 @@ fn a_seal_behind_one_that_left_its_companions_vouches_for_neither() {
     let companions =
         Companions { name: Some(name()), base_offset: Offset::new(100), ..Companions::default() };
     seal(&dir, &file, Position::ZERO, Offset::new(100), &companions).unwrap();
-    assert_eq!(disk.get("/data/recovery-point-offset-checkpoint"), None);
+    assert_eq!(disk.get("/data/recovery-point-offset-checkpoint"), Some(b"0\n0\n".to_vec()));
     super::close(&dir, &name(), &config(), None, (Offset::ZERO, Offset::new(100))).unwrap();
     assert_eq!(dir.close_clean(), Ok(false));
     drop((opened, dir));
@@ -229,7 +230,7 @@ fn the_log_start_offset_is_durable_before_a_segment_is_unlinked() {
     delete(9, &[0, 4]).unwrap();
     let trace = disk.take_trace();
     let renamed =
-        trace.iter().position(|entry| entry == "rename /data/log-start-offset-checkpoint.tmp").unwrap();
+        trace.iter().position(|entry| entry == "exchange /data/log-start-offset-checkpoint.tmp").unwrap();
     assert_eq!(trace[renamed + 1], "sync directory /data");
     let unlinked = trace.iter().position(|entry| entry.starts_with("unlink")).unwrap();
     assert!(renamed + 1 < unlinked, "{trace:?}");

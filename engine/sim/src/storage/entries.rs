@@ -47,6 +47,21 @@ impl Storage {
         })
     }
 
+    pub(crate) fn exchange(&mut self, one: &Path, other: &Path) -> Result<(), Errno> {
+        self.run(OpKind::Entry, |disk| {
+            let places = (disk.resolve_parent(one)?, disk.resolve_parent(other)?);
+            let ((one_dir, one_name), (other_dir, other_name)) = places;
+            let first = disk.names.lookup(one_dir, one_name).ok_or(Errno::NOENT)?;
+            let second = disk.names.lookup(other_dir, other_name).ok_or(Errno::NOENT)?;
+            let edits = vec![
+                (one_dir, one_name.to_owned(), Some(second)),
+                (other_dir, other_name.to_owned(), Some(first)),
+            ];
+            disk.names.change(&mut disk.seq, edits);
+            Ok(())
+        })
+    }
+
     pub(crate) fn unlink(&mut self, path: &Path) -> Result<(), Errno> {
         self.run(OpKind::Entry, |disk| {
             let (parent, name) = disk.resolve_parent(path)?;

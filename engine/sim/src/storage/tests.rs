@@ -207,6 +207,29 @@ fn of_a_rename_both_halves_survive_or_none() {
     assert!(before > 0 && after > 0, "{before} undone, {after} done");
 }
 
+/// A cut leaves both files in the old places or both in the new ones.
+#[test]
+fn of_an_exchange_both_halves_survive_or_none() {
+    let (mut before, mut after) = (0, 0);
+    for seed in 0..64 {
+        let disk = disk(seed);
+        durable(&disk, "a", 1, Caching::Buffered);
+        durable(&disk, "b", 2, Caching::Buffered);
+        disk.exchange(&path("a"), &path("b")).expect("both exist");
+        disk.storage().end_now(End::PowerCut);
+        disk.storage().restart();
+        match (content(&disk, "a").map(|a| a.len()), content(&disk, "b").map(|b| b.len())) {
+            (Some(1), Some(2)) => before += 1,
+            (Some(2), Some(1)) => after += 1,
+            other => panic!("seed {seed}: {other:?}"),
+        }
+    }
+    assert!(before > 0 && after > 0, "{before} undone, {after} done");
+    let disk = disk(0);
+    durable(&disk, "a", 1, Caching::Buffered);
+    assert_eq!(disk.exchange(&path("a"), &path("b")).unwrap_err().errno, Errno::NOENT);
+}
+
 #[test]
 fn a_failed_sync_leaves_the_outcome_unknown_and_a_second_one_hides_it() {
     let (mut kept, mut lost) = (0, 0);
