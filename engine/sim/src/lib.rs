@@ -16,6 +16,8 @@ pub mod driver;
 pub mod edits;
 pub mod errors;
 pub mod fault;
+#[cfg(test)]
+mod file_wait_tests;
 mod history;
 mod life;
 mod limit;

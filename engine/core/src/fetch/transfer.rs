@@ -136,6 +136,8 @@ pub(crate) struct Fetch<P: Platform> {
     pub(crate) failure: Option<FetchError>,
     /// The shard that asked for it waits for bytes.
     pub(crate) owed: bool,
+    /// It stands in the list of those that wait for a segment's file.
+    pub(crate) awaits_file: bool,
 }
 
 impl<P: Platform> Fetch<P> {
@@ -204,6 +206,7 @@ impl<P: Platform> Fetches<P> {
                     next_waiter: NONE,
                     failure: None,
                     owed: false,
+                    awaits_file: false,
                 });
                 self.slots.len() as u32 - 1
             }
@@ -215,7 +218,7 @@ impl<P: Platform> Fetches<P> {
         fetch.deadline = deadline;
         fetch.state = FetchState::New;
         fetch.failure = None;
-        fetch.owed = false;
+        (fetch.owed, fetch.awaits_file) = (false, false);
         Some(FetchId { index, generation: fetch.generation })
     }
 

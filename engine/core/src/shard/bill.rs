@@ -25,7 +25,7 @@ impl<P: Platform, S: Service> Shard<P, S> {
         let fetches_len = Fetches::<P>::memory_len(fetches)
             + Reads::memory_len(fetches)
             + table_len::<ParkTimer>(fetches)
-            + table_len::<FetchId>(fetches);
+            + 2 * table_len::<FetchId>(fetches);
         let queues_len = Memo::memory_len()
             + table_len::<PartitionId>(READY_CAPACITY)
             + table_len::<AckOutcome>(OUTCOMES_CAPACITY)

@@ -2,9 +2,12 @@
 //!
 //! Always holds: a pipe is filled again only when it is empty, and by the fetch at the head of its connection.
 
+use crate::cache::SegmentUid;
 use crate::disk::Errno;
+use crate::error::FetchError;
 use crate::fetch::transfer::{FetchId, FetchState, Foreign, Part};
 use crate::fetch::{FetchRequest, Mode};
+use crate::log::partition::Origin;
 use crate::message::Source;
 use crate::ops::{ConnId, DiskOp, Fill, NetOp, Now, Ops, SendFile};
 use crate::platform::Platform;
@@ -100,7 +103,7 @@ impl<P: Platform, C> Core<P, C> {
         match found {
             Some(Some(file)) => Some(file),
             Some(None) => {
-                self.waiting_for_file.push(id);
+                self.await_file(fetch);
                 None
             }
             None => {
@@ -108,6 +111,56 @@ impl<P: Platform, C> Core<P, C> {
                 None
             }
         }
+    }
+
+    /// A fetch goes on when its segment's file is open; see [`Self::handle_file_opened`].
+    pub(super) fn await_file(&mut self, id: FetchId) {
+        if let Some(fetch) = self.fetches.get_mut(id)
+            && !std::mem::replace(&mut fetch.awaits_file, true)
+        {
+            self.waiting_for_file.push(id);
+        }
+    }
+
+    /// A segment's file has been opened, or could not be: looks again at the fetches that wait for it.
+    pub(super) fn handle_file_opened(
+        &mut self,
+        uid: SegmentUid,
+        opened: &Result<(), FetchError>,
+        ops: &mut Ops<P>,
+    ) {
+        let mut waiting = std::mem::take(&mut self.waiting_for_file);
+        waiting.retain(|id| self.awaits_another(*id, uid, opened, ops));
+        // The file may be closed again already.
+        waiting.append(&mut self.waiting_for_file);
+        self.waiting_for_file = waiting;
+    }
+
+    /// Whether a fetch waits for another file than this; if it does not, it goes on, or comes to nothing.
+    fn awaits_another(
+        &mut self,
+        id: FetchId,
+        uid: SegmentUid,
+        opened: &Result<(), FetchError>,
+        ops: &mut Ops<P>,
+    ) -> bool {
+        let Some(fetch) = self.fetches.get_mut(id) else { return false };
+        let FetchState::Streaming(stream) = &fetch.state else { return false };
+        if stream.uid != uid {
+            return true;
+        }
+        let (origin, outcome) = (fetch.origin, stream.outcome);
+        fetch.awaits_file = false;
+        match (origin, opened) {
+            (Origin::Frame { conn, .. }, Ok(())) => self.queue_conn(conn),
+            // Its header may have left: there is no other way to tell.
+            (Origin::Frame { conn, .. }, Err(_)) => self.close(conn, ops),
+            (Origin::Shard { shard, call }, _) => {
+                self.answer_shard(shard, call, Some(id), opened.clone().map(|()| outcome), ops);
+            }
+            (Origin::Ticket(_) | Origin::Service { .. }, _) => {}
+        }
+        false
     }
 
     /// Submits a connection's fill, whose turn it is. Returns its length; 0 if nothing came of it.

@@ -77,7 +77,7 @@ impl<P: Platform, C> Core<P, C> {
                     Ok(Some((mode, Source::File { file, position, plan })))
                 }
                 Lent::Later => {
-                    self.peers.waiting_for_file.push(id);
+                    self.await_file(id);
                     Ok(None)
                 }
                 Lent::Gone => {
@@ -233,27 +233,5 @@ impl<P: Platform, C> Core<P, C> {
         let Some(partition) = self.partitions.get_mut(partition) else { return Lent::Gone };
         let Some(index) = partition.segment_index(uid) else { return Lent::Gone };
         partition.segment_file(index, ops).map_or(Lent::Later, Lent::File)
-    }
-
-    /// A segment's file has been opened, or could not be: looks again at the fetches of other shards that wait
-    /// for one.
-    pub(super) fn retry_lending(
-        &mut self,
-        uid: SegmentUid,
-        opened: &Result<(), FetchError>,
-        ops: &mut Ops<P>,
-    ) {
-        for _ in 0..self.peers.waiting_for_file.len() {
-            let id = self.peers.waiting_for_file.remove(0);
-            let Some(fetch) = self.fetches.get_mut(id) else { continue };
-            let Origin::Shard { shard, call } = fetch.origin else { continue };
-            let FetchState::Streaming(stream) = &fetch.state else { continue };
-            if stream.uid != uid {
-                self.peers.waiting_for_file.push(id);
-                continue;
-            }
-            let outcome = opened.clone().map(|()| stream.outcome);
-            self.answer_shard(shard, call, Some(id), outcome, ops);
-        }
     }
 }

@@ -6,7 +6,6 @@
 
 use crate::bill::table_len;
 use crate::error::{AppendError, FetchError};
-use crate::fetch::transfer::FetchId;
 use crate::format::names::TopicPartition;
 use crate::log::partition::Origin;
 use crate::message::{Appended, CallId, Letter, PartitionId, Reply, ShardId, Ticket, Watermarks};
@@ -59,8 +58,6 @@ pub(super) struct Peers<P: Platform> {
     frames_len: usize,
     /// Memory of frames to give back, by shard.
     foreign_frames: Vec<Vec<Vec<u8>>>,
-    /// Fetches of other shards that wait for a segment's file.
-    pub(super) waiting_for_file: Vec<FetchId>,
     /// When to tell the other shards again that memory is short.
     next_short: Nanos,
 }
@@ -85,7 +82,6 @@ impl<P: Platform> Peers<P> {
             frames: Vec::with_capacity(SPARE_FRAMES_MAX),
             frames_len: 0,
             foreign_frames: (0..shards).map(|_| Vec::with_capacity(capacity.min(SPARE_FRAMES_MAX))).collect(),
-            waiting_for_file: Vec::new(),
             next_short: Nanos::ZERO,
         }
     }

@@ -98,8 +98,8 @@ pub(crate) struct Core<P: Platform, C> {
     sendable: VecDeque<ConnId>,
     /// Bytes that may still be sent in this turn.
     turn_bytes_left: usize,
-    /// Connections whose `sendfile` waits for a segment's file.
-    waiting_for_file: Vec<ConnId>,
+    /// Fetches that wait for a segment's file, each of them once.
+    waiting_for_file: Vec<FetchId>,
     /// Something waits for memory or for space.
     patience: bool,
     memory_short: bool,
@@ -151,7 +151,7 @@ impl<P: Platform, S: Service> Shard<P, S> {
             conns,
             sendable: VecDeque::with_capacity(limits.connections_max as usize),
             turn_bytes_left: TURN_SEND_BYTES.as_usize(),
-            waiting_for_file: Vec::new(),
+            waiting_for_file: Vec::with_capacity(limits.fetches_max as usize),
             patience: false,
             memory_short: false,
             retention: RetentionClock::default(),

@@ -181,13 +181,7 @@ impl<P: Platform, C> Core<P, C> {
         self.queue_partition(&mut partition);
         self.partitions.put(partition);
         if let Some(result) = opened {
-            while let Some(conn) = self.waiting_for_file.pop() {
-                match result {
-                    Ok(()) => self.queue_conn(conn),
-                    Err(_) => self.close(conn, ops),
-                }
-            }
-            self.retry_lending(uid, &result, ops);
+            self.handle_file_opened(uid, &result, ops);
             if let Err(error) = result {
                 self.fail_reads(uid, &error, service, now, ops);
             }
