@@ -129,16 +129,7 @@ impl<D: Disk> LogDir<D> {
         if was_clean {
             state.clean = state.live.clone();
         }
-        let root = root.to_owned();
-        Ok(Arc::new(Self {
-            disk,
-            root,
-            options,
-            was_clean,
-            state: Mutex::new(state),
-            entries: Entries::default(),
-            lock: Some(lock),
-        }))
+        Ok(Self::of(disk, root, options, was_clean, state, Some(lock)))
     }
 
     /// Opens a log directory to serve what is there: takes no lock and changes nothing, not even what a
@@ -154,16 +145,7 @@ impl<D: Disk> LogDir<D> {
         let entries = disk.list(root)?;
         let was_clean = entries.iter().any(|entry| entry.name == names::CLEAN_SHUTDOWN);
         state.notes = notes;
-        let (root, options) = (root.to_owned(), LogDirOptions::default());
-        Ok(Arc::new(Self {
-            disk,
-            root,
-            options,
-            was_clean,
-            state: Mutex::new(state),
-            entries: Entries::default(),
-            lock: None,
-        }))
+        Ok(Self::of(disk, root, LogDirOptions::default(), was_clean, state, None))
     }
 
     /// Whether nothing may be changed.
@@ -348,6 +330,18 @@ impl<D: Disk> LogDir<D> {
         let mut state = self.state();
         state.deletions += 1;
         state.deletions
+    }
+
+    fn of(
+        disk: D,
+        root: &Path,
+        options: LogDirOptions,
+        was_clean: bool,
+        state: State,
+        lock: Option<D::File>,
+    ) -> Arc<Self> {
+        let (root, state, entries) = (root.to_owned(), Mutex::new(state), Entries::default());
+        Arc::new(Self { disk, root, options, was_clean, state, entries, lock })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
