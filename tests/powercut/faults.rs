@@ -2,19 +2,20 @@
 //! flush, on sectors of one segment.
 //!
 //! One rule for all: as long as the fault lasts, the engine may refuse by name, and what it does acknowledge or serve is
-//! true; once it is over and the log was opened again, nothing is missing and appends go on.
+//! true; once it is over and the log was opened again, nothing is missing and appends go on. What each fault must show
+//! besides is in `suffer`.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
+use std::ops::Range;
 use std::path::Path;
-use std::time::Duration;
 
 use rohrpost_tests::host;
 use serde_json::{Value, json};
 
+use crate::control::Control;
 use crate::ledger::{End, Ledger};
 use crate::life::{Life, Load};
+use crate::load::{PARTITIONS, records_of, sent};
 use crate::report::Line;
 use crate::tally::{Run, Tally};
 use rohrpost_tests::disk::{Daemon, FileSystem, Journal, Mounted, say, text};
@@ -22,10 +23,20 @@ use rohrpost_tests::disk::{Daemon, FileSystem, Journal, Mounted, say, text};
 const IMAGE_MIB: u64 = 128;
 /// Acknowledgements before a fault begins, and after it.
 const ACKS: usize = 150;
+/// Acknowledgements before sectors go bad: every partition has several segments.
+const ACKS_SECTORS: usize = 600;
 /// Acknowledgements under a fault that refuses nothing.
 const ACKS_SLOW: usize = 30;
+/// Acknowledgements of every partition that must come while its neighbour is damaged, or after space has come back.
+const ACKS_EACH: usize = 10;
 /// Writes a second of the slow disk.
 const SLOW_WRITES: u64 = 40;
+/// The first batch of a life has a number higher by at least so much than the last one of the life before: a line that
+/// a kill has cut short may have been one more.
+const FIRST: u64 = 1_000;
+/// The sectors that go bad, in bytes of the first segment.
+const BAD: Range<u64> = 32 << 10..36 << 10;
+const SECTOR: u64 = 512;
 
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,9 +64,14 @@ impl Fault {
         self != Fault::ReadOnly || file_system == FileSystem::Ext4
     }
 
-    /// Whether what is on its way must fail; on a full disk it waits for space.
-    fn is_refused(self) -> bool {
-        matches!(self, Fault::ReadOnly | Fault::Writes | Fault::Flushes)
+    /// What the engine must call it.
+    fn names(self) -> &'static [&'static str] {
+        match self {
+            Fault::Full => &["no space left"],
+            // A journal that was given up answers either.
+            Fault::ReadOnly => &["read-only file system", "input/output error"],
+            Fault::Slow | Fault::Writes | Fault::Flushes | Fault::Sectors => &["input/output error"],
+        }
     }
 }
 
@@ -87,7 +103,7 @@ impl<'a> Bench<'a> {
 
     fn endure(&mut self, fault: Fault) -> Result<(), String> {
         let mut life = self.start()?;
-        self.expect_acks(&mut life, ACKS)?;
+        self.expect_acks(&mut life, if fault == Fault::Sectors { ACKS_SECTORS } else { ACKS })?;
         if fault == Fault::Sectors {
             // A segment that nobody holds in memory.
             self.end_life(life, End::Killed)?;
@@ -125,7 +141,8 @@ impl<'a> Bench<'a> {
         Life::start(&Load {
             root: self.mount()?.path().join("log"),
             poll: self.run.poll,
-            first: self.ledger.sent_end().next_multiple_of(4) + 1_000,
+            first: self.ledger.sent_end().next_multiple_of(PARTITIONS as u64) + FIRST,
+            endure: true,
             plant: self.run.plant,
             ..Load::default()
         })
@@ -155,24 +172,79 @@ impl<'a> Bench<'a> {
         life.tell(&mut self.ledger, |ledger| ledger.settle(end))
     }
 
-    /// Waits for the engine to say what is wrong.
+    /// Waits for the engine to say what is wrong, in the words of the fault, and to go on with what is not.
     fn suffer(&self, life: &mut Life, fault: Fault) -> Result<(), String> {
-        match fault {
+        let why = match fault {
             Fault::Slow => return self.expect_acks(life, ACKS_SLOW),
-            Fault::Full => life.until_quiet(),
-            Fault::Sectors => drop(life.until(|line| matches!(line, Line::Failed { .. } | Line::Ready))?),
-            _ => drop(life.until(|line| matches!(line, Line::Failed { .. } | Line::Refused { .. }))?),
-        }
+            Fault::Full => self.suffer_full(life)?,
+            Fault::Sectors => self.suffer_sectors(life)?,
+            Fault::ReadOnly | Fault::Writes | Fault::Flushes => {
+                life.until(|line| matches!(line, Line::Failed { .. } | Line::Refused { .. }))?;
+                life.complaint().ok_or_else(|| format!("{fault:?} was not noticed"))?
+            }
+        };
+        println!("  {fault:?}: {why}");
         if life.said.iter().any(|line| matches!(line, Line::Garbage { .. })) {
             return Err("what was never sent is served".to_owned());
         }
-        match life.complaint() {
-            None if fault.is_refused() => Err(format!("{fault:?} was not noticed")),
-            None => Ok(()),
-            Some(why) => {
-                println!("  {fault:?}: {why}");
-                Ok(())
+        match fault.names().iter().any(|name| why.contains(name)) {
+            true => Ok(()),
+            false => Err(format!("{fault:?} is not named")),
+        }
+    }
+
+    /// Appends are refused by name; once there is space, all partitions go on by themselves; then there is none again.
+    fn suffer_full(&self, life: &mut Life) -> Result<String, String> {
+        let mut why = None;
+        let is_refused = |line: &Line, why: &mut Option<String>| {
+            if let Line::Full { why: this, .. } = line {
+                *why = Some(this.clone());
             }
+            why.is_some()
+        };
+        life.until(|line| is_refused(line, &mut why) || matches!(line, Line::Failed { .. }))?;
+        let path = self.mount()?.path().join("ballast");
+        fs::remove_file(&path).map_err(|error| say(&path, &error))?;
+        self.expect_acks_of_all(life)?;
+        self.fill()?;
+        why = None;
+        life.until(|line| is_refused(line, &mut why) || matches!(line, Line::Failed { .. }))?;
+        match life.complaint() {
+            Some(complaint) => Err(format!("more than appends was refused: {complaint}")),
+            None => why.ok_or_else(|| "a full disk was not noticed".to_owned()),
+        }
+    }
+
+    /// What lies on other sectors can be read, of the same partition too, and every partition takes appends.
+    fn suffer_sectors(&self, life: &mut Life) -> Result<String, String> {
+        if !life.until(|line| *line == Line::Ready)? {
+            return Err(format!("bad sectors in one segment stop everything: {:?}", life.complaint()));
+        }
+        let mut gaps = life.said.iter().filter_map(|line| match line {
+            Line::Unreadable { partition, from, to, why } => Some((*partition, *from, *to, why.clone())),
+            _ => None,
+        });
+        let (partition, from, to, why) = gaps.next().ok_or("nobody has met the bad sectors")?;
+        let hit = offsets_on_bad_sectors();
+        if (partition, from..to) != (0, hit.clone()) || gaps.next().is_some() {
+            let gaps = life.said.iter().filter(|line| matches!(line, Line::Unreadable { .. }));
+            return Err(format!("only {hit:?} of partition 0 lies there: {:?}", gaps.collect::<Vec<_>>()));
+        }
+        self.expect_acks_of_all(life)?;
+        Ok(format!("{} offsets, from {from}: {why}", to - from))
+    }
+
+    fn expect_acks_of_all(&self, life: &mut Life) -> Result<(), String> {
+        let mut left = [ACKS_EACH; PARTITIONS];
+        let reached = life.until(|line| {
+            if let Line::Ack { partition, .. } = line {
+                left[*partition] = left[*partition].saturating_sub(1);
+            }
+            left == [0; PARTITIONS] || matches!(line, Line::Refused { .. } | Line::Failed { .. })
+        })?;
+        match life.complaint() {
+            None if reached => Ok(()),
+            why => Err(format!("{left:?} acknowledgements are missing: {why:?}")),
         }
     }
 
@@ -260,8 +332,24 @@ fn sound_disk(run: &Run) -> Result<(Daemon, Control), String> {
     Ok((daemon, Control::connect(&socket)?))
 }
 
-/// Sectors in the middle of the oldest segment, as the disk counts them.
-fn sectors_of_first_segment(partition: &Path) -> Result<std::ops::Range<u64>, String> {
+/// What the first life has appended to partition 0 on [`BAD`].
+fn offsets_on_bad_sectors() -> Range<i64> {
+    let (mut position, mut offset, mut start) = (0, 0, None);
+    for number in (FIRST..).step_by(PARTITIONS) {
+        if position >= BAD.end {
+            break;
+        }
+        position += sent(number).len() as u64;
+        if position > BAD.start {
+            start.get_or_insert(offset);
+        }
+        offset += records_of(number) as i64;
+    }
+    start.unwrap_or(offset)..offset
+}
+
+/// [`BAD`] of the oldest segment, as the disk counts sectors.
+fn sectors_of_first_segment(partition: &Path) -> Result<Range<u64>, String> {
     let entries = fs::read_dir(partition).map_err(|error| say(partition, &error))?;
     let logs = entries.filter_map(|entry| Some(entry.ok()?.path()));
     let first = logs.filter(|path| path.extension().is_some_and(|end| end == "log")).min();
@@ -271,57 +359,5 @@ fn sectors_of_first_segment(partition: &Path) -> Result<std::ops::Range<u64>, St
     let line = listed.lines().find(|line| line.trim_start().starts_with("0:")).ok_or(listed.clone())?;
     let physical = line.split(':').nth(2).and_then(|range| range.split("..").next());
     let start: u64 = physical.and_then(|start| start.trim().parse().ok()).ok_or(line.to_owned())?;
-    Ok(start + 64..start + 72)
-}
-
-/// The daemon's control socket: one JSON object a line.
-#[derive(Debug)]
-struct Control {
-    stream: BufReader<UnixStream>,
-}
-
-impl Control {
-    fn connect(socket: &Path) -> Result<Self, String> {
-        let stream = UnixStream::connect(socket).map_err(|error| say(socket, &error))?;
-        stream.set_read_timeout(Some(Duration::from_secs(20))).map_err(|error| error.to_string())?;
-        let mut control = Self { stream: BufReader::new(stream) };
-        control.read()?;
-        control.ask("qmp_capabilities", json!({}))?;
-        Ok(control)
-    }
-
-    fn read(&mut self) -> Result<Value, String> {
-        let mut line = String::new();
-        self.stream.read_line(&mut line).map_err(|error| format!("the control socket: {error}"))?;
-        serde_json::from_str(&line).map_err(|error| format!("{line}: {error}"))
-    }
-
-    fn ask(&mut self, what: &str, arguments: Value) -> Result<(), String> {
-        let request = json!({ "execute": what, "arguments": arguments }).to_string();
-        writeln!(self.stream.get_mut(), "{request}").map_err(|error| error.to_string())?;
-        loop {
-            let answer = self.read()?;
-            if answer.get("return").is_some() {
-                return Ok(());
-            }
-            if let Some(error) = answer.get("error") {
-                return Err(format!("{request}: {error}"));
-            }
-        }
-    }
-
-    fn limit_writes(&mut self, a_second: u64) -> Result<(), String> {
-        let limits = json!({ "iops-write": a_second });
-        self.ask("qom-set", json!({ "path": "/objects/group", "property": "limits", "value": limits }))
-    }
-
-    /// Puts a node that fails as told under the top one, for good.
-    fn fail(&mut self, rules: Value) -> Result<(), String> {
-        let node =
-            json!({ "driver": "blkdebug", "node-name": "bad", "image": "disk", "inject-error": rules });
-        self.ask("blockdev-add", node)?;
-        let top =
-            json!({ "driver": "throttle", "node-name": "top", "throttle-group": "group", "file": "bad" });
-        self.ask("blockdev-reopen", json!({ "options": [top] }))
-    }
+    Ok(start + BAD.start / SECTOR..start + BAD.end / SECTOR)
 }

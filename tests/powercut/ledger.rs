@@ -27,6 +27,8 @@ struct Found {
     start: i64,
     end: i64,
     batches: Vec<Stored>,
+    /// What a broken disk does not give out, for now: from here to there, in order.
+    unreadable: Vec<(i64, i64)>,
 }
 
 /// All partitions, over many lives.
@@ -67,6 +69,9 @@ impl Ledger {
             }
             Line::Have { partition, base, number } => self.have(*partition, *base, Some(*number)),
             Line::Garbage { partition, base } => self.have(*partition, *base, None),
+            Line::Unreadable { partition, from, to, .. } => {
+                self.found[*partition].as_mut().expect("opened first").unreadable.push((*from, *to));
+            }
             Line::Send { partition, number, .. } => {
                 self.in_flight.insert(*number);
                 self.sent_end = self.sent_end.max(number + 1);
@@ -85,6 +90,10 @@ impl Ledger {
             }
             Line::Trimmed { partition, start, .. } => {
                 self.checker.push(&Event::Trimmed { partition: *partition, start: *start });
+            }
+            Line::Full { number, .. } => {
+                self.in_flight.remove(number);
+                self.checker.push(&Event::Refused { request: *number });
             }
             Line::Refused { .. } | Line::Failed { .. } | Line::Ready | Line::Done => {}
         }
@@ -118,21 +127,45 @@ impl Ledger {
         self.in_flight.clear();
         for partition in 0..PARTITIONS {
             let found = self.found[partition].take().ok_or(format!("partition {partition} was not read"))?;
-            let (log_start, high_watermark) = (found.start, found.end);
-            let next = found.batches.last().map_or(log_start, |last| {
-                last.base + last.number.map_or(0, |number| records_of(number) as i64)
-            });
             self.checked_count += self.checker.batches(partition) as u64;
+            let (log_start, high_watermark) = (found.start, found.end);
             self.checker.push(&Event::Looked { partition, log_start, high_watermark });
-            for (from, batches) in [(log_start, found.batches), (next, Vec::new())] {
-                // Nobody else's number: appends are counted from zero.
-                let request = u64::MAX;
-                self.checker.push(&Event::FetchSent { request, partition, from });
-                self.checker.push(&Event::Fetched { request, log_start, high_watermark, batches });
-            }
+            self.look(partition, &found).map_err(|what| format!("partition {partition}: {what}"))?;
             self.looked_end[partition] = high_watermark;
         }
         self.checker.verdict().map_err(|violation| violation.to_string())
+    }
+
+    /// One partition as it was read: a fetch of what lies before, between and behind what is unreadable, and of its end.
+    fn look(&mut self, partition: usize, found: &Found) -> Result<(), String> {
+        let (mut from, mut rest) = (found.start, found.batches.as_slice());
+        for (gap_start, gap_end) in &found.unreadable {
+            let (before, behind) = rest.split_at(rest.partition_point(|stored| stored.base < *gap_start));
+            let next = self.fetch(partition, found, from, before);
+            if next != *gap_start {
+                return Err(format!("nothing from {next} on, unreadable is {gap_start}..{gap_end}"));
+            }
+            (from, rest) = (*gap_end, behind);
+        }
+        let next = self.fetch(partition, found, from, rest);
+        // There is nothing more, or else it is missing.
+        self.push_fetched(partition, found, next, Vec::new());
+        Ok(())
+    }
+
+    /// Returns the offset after the last of `batches`, if there are any.
+    fn fetch(&mut self, partition: usize, found: &Found, from: i64, batches: &[Stored]) -> i64 {
+        let Some(last) = batches.last() else { return from };
+        self.push_fetched(partition, found, from, batches.to_vec());
+        last.base + last.number.map_or(0, |number| records_of(number) as i64)
+    }
+
+    fn push_fetched(&mut self, partition: usize, found: &Found, from: i64, batches: Vec<Stored>) {
+        // Nobody else's number: appends are counted from zero.
+        let request = u64::MAX;
+        let (log_start, high_watermark) = (found.start, found.end);
+        self.checker.push(&Event::FetchSent { request, partition, from });
+        self.checker.push(&Event::Fetched { request, log_start, high_watermark, batches });
     }
 }
 
@@ -178,6 +211,55 @@ mod tests {
         for (index, result) in lost.into_iter().enumerate() {
             assert!(result.is_err(), "case {index} was accepted");
         }
+    }
+
+    /// What a disk does not give out for now is not lost, and is expected again; nothing else may be missing with it.
+    #[test]
+    fn what_cannot_be_read_now_must_come_back() {
+        let (a, b) = (records_of(0) as i64, records_of(0) as i64 + records_of(4) as i64);
+        let c = b + records_of(8) as i64;
+        let all = [(0, 0), (a, 4), (b, 8)];
+        let mut ledger = Ledger::new();
+        for (base, number) in all {
+            ledger.push(&Line::Send { partition: 0, number, at: 0 });
+            ledger.push(&Line::Ack { partition: 0, base, number, at: 0 });
+        }
+        let look = |ledger: &mut Ledger, have: &[(i64, u64)], gap: Option<(i64, i64)>| {
+            for partition in 0..PARTITIONS {
+                ledger.push(&Line::Open { partition, start: 0, end: if partition == 0 { c } else { 0 } });
+            }
+            for (base, number) in have {
+                ledger.push(&Line::Have { partition: 0, base: *base, number: *number });
+            }
+            if let Some((from, to)) = gap {
+                ledger.push(&Line::Unreadable { partition: 0, from, to, why: String::new() });
+            }
+            ledger.settle(End::PowerCut)
+        };
+        let (ends, gap) = ([all[0], all[2]], Some((a, b)));
+        assert!(look(&mut ledger.clone(), &ends, None).is_err(), "nobody blames the disk");
+        assert!(look(&mut ledger.clone(), &all[..1], gap).is_err(), "what lies behind is missing");
+        assert!(look(&mut ledger.clone(), &all[2..], gap).is_err(), "what lies before is missing");
+        look(&mut ledger.clone(), &all[1..], Some((0, a))).unwrap();
+        look(&mut ledger.clone(), &all[..2], Some((b, c))).unwrap();
+        look(&mut ledger, &ends, gap).unwrap();
+        assert!(look(&mut ledger.clone(), &ends, None).is_err(), "still missing when the disk is sound");
+        look(&mut ledger, &all, None).unwrap();
+    }
+
+    /// Who was refused for want of space must never be served.
+    #[test]
+    fn what_was_refused_stays_away() {
+        let mut ledger = Ledger::new();
+        ledger.push(&Line::Send { partition: 0, number: 0, at: 0 });
+        ledger.push(&Line::Full { partition: 0, number: 0, why: String::new() });
+        assert_eq!(ledger.in_flight(), 0);
+        for partition in 0..PARTITIONS {
+            let end = if partition == 0 { records_of(0) as i64 } else { 0 };
+            ledger.push(&Line::Open { partition, start: 0, end });
+        }
+        ledger.push(&Line::Have { partition: 0, base: 0, number: 0 });
+        assert!(ledger.settle(End::Killed).is_err());
     }
 
     /// What was served once must stay, acknowledged or not; at level `written`, an acknowledgement does not outlive

@@ -4,17 +4,17 @@ use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use rohrpost_tests::host;
 
 use crate::ledger::Ledger;
 use crate::load::Plant;
 use crate::report::Line;
 
-/// A hang is a violation, not a run without end.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Who says nothing for so long is waiting for the disk.
-const QUIET: Duration = Duration::from_secs(2);
+/// A hang is a violation, not a run without end: so many seconds of silence, of those in which both processes could run.
+const PATIENCE_SECONDS: u32 = 60;
+const SECOND: Duration = Duration::from_secs(1);
 
 /// How a load generator is started.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +24,7 @@ pub(crate) struct Load {
     pub(crate) first: u64,
     pub(crate) batches: Option<u64>,
     pub(crate) write_log: Option<PathBuf>,
+    pub(crate) endure: bool,
     pub(crate) plant: Option<Plant>,
 }
 
@@ -45,6 +46,9 @@ impl Life {
         command.arg("load").arg("--root").arg(&load.root).args(["--first", &load.first.to_string()]);
         if load.poll {
             command.arg("--poll");
+        }
+        if load.endure {
+            command.arg("--endure");
         }
         if let Some(batches) = load.batches {
             command.args(["--batches", &batches.to_string()]);
@@ -73,26 +77,45 @@ impl Life {
 
     /// Takes lines until one satisfies `wanted`, or the life ends: then `false`.
     pub(crate) fn until(&mut self, mut wanted: impl FnMut(&Line) -> bool) -> Result<bool, String> {
-        let mut strikes = 0;
-        loop {
-            match self.lines.recv_timeout(PATIENCE) {
+        let mut silent = 0;
+        while silent < PATIENCE_SECONDS {
+            let start = Instant::now();
+            match self.lines.recv_timeout(SECOND) {
                 Ok(line) => {
                     let found = wanted(&line);
                     self.said.push(line);
-                    strikes = 0;
+                    silent = 0;
                     if found {
                         return Ok(true);
                     }
                 }
                 Err(RecvTimeoutError::Disconnected) => return Ok(false),
                 // Somebody may have stopped this process or that one for a while.
-                Err(RecvTimeoutError::Timeout) if strikes == 0 || self.state() == "T" => strikes += 1,
                 Err(RecvTimeoutError::Timeout) => {
-                    let (state, last) = (self.state(), self.said.last());
-                    return Err(format!("silent for {PATIENCE:?}, in state {state}, after {last:?}"));
+                    let could_run = start.elapsed() < 2 * SECOND && self.state() != "T";
+                    silent += u32::from(could_run);
                 }
             }
         }
+        let (last, threads) = (self.said.last(), self.threads());
+        Err(format!("silent for {PATIENCE_SECONDS} s after {last:?}; its threads:\n{threads}"))
+    }
+
+    /// What each of its threads does, as far as this process may know it: name, state, system call, stack in the kernel;
+    /// stacks in user space where there is a debugger.
+    fn threads(&self) -> String {
+        let tasks = PathBuf::from(format!("/proc/{}/task", self.child.id()));
+        let mut all = String::new();
+        for task in std::fs::read_dir(tasks).into_iter().flatten().flatten() {
+            all.push_str(&format!("thread {}\n", task.file_name().to_string_lossy()));
+            for file in ["comm", "stat", "syscall", "stack"] {
+                let text = std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
+                all.push_str(&format!("  {file}: {}\n", text.trim().replace('\n', "\n    ")));
+            }
+        }
+        let id = self.child.id().to_string();
+        let stacks = host::run(&["gdb", "-p", &id, "-batch", "-ex", "thread apply all backtrace"]);
+        all + &stacks.unwrap_or_else(|why| format!("no stacks in user space: {why}"))
     }
 
     /// The letter that the kernel has for what its process does.
@@ -100,14 +123,6 @@ impl Life {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
         // The program's name, in brackets, comes before it.
         stat.rsplit(") ").next().and_then(|rest| rest.get(..1)).unwrap_or("?").to_owned()
-    }
-
-    /// Takes lines until there are none for a while, or there is a complaint.
-    pub(crate) fn until_quiet(&mut self) {
-        while self.complaint().is_none() {
-            let Ok(line) = self.lines.recv_timeout(QUIET) else { return };
-            self.said.push(line);
-        }
     }
 
     /// The power fails now: what it has not said yet, it has not said.

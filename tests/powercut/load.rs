@@ -4,14 +4,15 @@
 use std::collections::VecDeque;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use rohrpost_engine::{
-    ByteCount, DriverChoice, Durability, Engine, EngineOptions, LogConfig, Offset, Partition, ShardLimits,
-    WriteMode,
+    AppendError, AppendResult, Appended, ByteCount, DriverChoice, Durability, Engine, EngineOptions, Fetched,
+    LogConfig, Offset, Partition, Pending, RequestError, ShardLimits, WriteMode,
 };
-use rohrpost_tests::log::{batch, number_of, split};
+use rohrpost_tests::log::{batch, number_of, peek, split};
 
 use crate::report::Line;
 
@@ -21,6 +22,17 @@ const SHARDS: usize = 2;
 const IN_FLIGHT: usize = 6;
 /// Batches a partition keeps before its writer deletes the older half.
 const KEPT_MAX: usize = 240;
+
+/// Between two appends of a writer that was told that there is no space.
+const FULL_PAUSE: Duration = Duration::from_millis(50);
+/// Without any answer for so long, a writer that endures asks with one more append: what is on its way when a disk turns
+/// out to be full waits for space, and only what comes later is refused.
+const PROBE_AFTER: Duration = Duration::from_millis(100);
+/// Appends of one partition without an acknowledgement, probes included.
+const IN_FLIGHT_MAX: usize = 2 * IN_FLIGHT;
+
+/// Appends on their way, in the order of sending.
+type Waiting = VecDeque<(Pending<AppendResult<Appended>>, u64)>;
 
 /// A lie of the load generator, which the lab must find out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -51,6 +63,9 @@ pub(crate) struct Story {
     /// The disk's write log, whose length goes into the report.
     #[arg(long)]
     pub(crate) write_log: Option<PathBuf>,
+    /// Go on where something cannot be read, or there is no space.
+    #[arg(long)]
+    pub(crate) endure: bool,
     /// A lie.
     #[arg(long)]
     pub(crate) plant: Option<Plant>,
@@ -66,7 +81,8 @@ pub(crate) fn level_of(partition: usize) -> Durability {
     if partition == 2 { Durability::Written } else { Durability::Flushed }
 }
 
-fn sent(number: u64) -> Bytes {
+/// Batch `number`, before the log has assigned anything.
+pub(crate) fn sent(number: u64) -> Bytes {
     let lengths: &[usize] =
         if number % PARTITIONS as u64 == 3 { &[8, 60] } else { &[10, 700, 4_000, 17_000, 50_000] };
     let len = lengths[(number.wrapping_mul(2_654_435_761) >> 16) as usize % lengths.len()];
@@ -144,7 +160,14 @@ impl<'a> Writer<'a> {
         let mut writer = Self { story, index, partition, kept: VecDeque::new(), next: end.get() };
         let mut offset = start;
         while offset < end {
-            let fetched = partition.fetch(offset, ByteCount::mib(1)).wait();
+            let fetched = match partition.fetch(offset, ByteCount::mib(1)).wait() {
+                Err(error) if story.endure => {
+                    let Some((next, fetched)) = writer.pass(offset, end, &error.to_string()) else { break };
+                    offset = next;
+                    Ok(fetched)
+                }
+                other => other,
+            };
             let bytes =
                 fetched.map_err(|error| format!("{} at {offset}: {error}", partition.name()))?.to_bytes();
             let stored = split(&bytes, offset);
@@ -158,6 +181,18 @@ impl<'a> Writer<'a> {
             }
         }
         Ok(writer)
+    }
+
+    /// The first single batch from `offset` on that can be read, after a report of what cannot.
+    fn pass(&self, offset: Offset, end: Offset, why: &str) -> Option<(Offset, Fetched)> {
+        let readable = (offset.get()..end.get()).map(Offset::new).find_map(|at| {
+            self.partition.fetch(at, ByteCount::new(1)).wait().ok().map(|fetched| (at, fetched))
+        });
+        let (from, to) = (offset.get(), readable.as_ref().map_or(end, |(at, _)| *at).get());
+        if from < to {
+            say(&Line::Unreadable { partition: self.index, from, to, why: why.to_owned() });
+        }
+        readable
     }
 
     fn report(&mut self, base: Offset, bytes: &[u8], is: impl FnOnce(&[u8]) -> bool) {
@@ -178,11 +213,13 @@ impl<'a> Writer<'a> {
     }
 
     fn run(&mut self) {
-        let mut waiting = VecDeque::new();
+        let mut waiting = Waiting::new();
         let mut left = self.story.batches;
         let mut number = self.story.first + self.index as u64;
+        let mut in_flight_max = IN_FLIGHT;
         loop {
-            if left != Some(0) {
+            if left != Some(0) && waiting.len() < in_flight_max {
+                in_flight_max = IN_FLIGHT;
                 say(&Line::Send { partition: self.index, number, at: self.at() });
                 waiting.push_back((self.partition.append(sent(number)), number));
                 if self.story.plant == Some(Plant::AckBeforeSync) {
@@ -191,22 +228,52 @@ impl<'a> Writer<'a> {
                 }
                 number += PARTITIONS as u64;
                 left = left.map(|left| left - 1);
-            }
-            if left != Some(0) && waiting.len() < IN_FLIGHT {
                 continue;
             }
-            let Some((pending, number)) = waiting.pop_front() else { return };
-            match pending.wait() {
+            if waiting.is_empty() {
+                return;
+            }
+            let Some((answer, number)) = self.next_answer(&mut waiting) else {
+                in_flight_max = IN_FLIGHT_MAX.min(waiting.len() + 1);
+                continue;
+            };
+            match answer {
                 Ok(_) if self.story.plant == Some(Plant::AckBeforeSync) => {}
                 Ok(appended) => self.acknowledged(appended.base_offset.get(), number),
+                Err(RequestError::Refused(why @ (AppendError::DiskFull(_) | AppendError::Busy)))
+                    if self.story.endure =>
+                {
+                    say(&Line::Full { partition: self.index, number, why: why.to_string() });
+                    std::thread::sleep(FULL_PAUSE);
+                }
                 Err(error) => {
                     return say(&Line::Refused { partition: self.index, number, why: error.to_string() });
                 }
             }
-            if self.kept.len() > KEPT_MAX && !self.trim() {
-                return;
+            // What is deleted would keep a full disk going.
+            if self.kept.len() > KEPT_MAX && !self.story.endure {
+                self.trim();
             }
         }
+    }
+
+    /// What has become of the oldest append; for a writer that endures, of the oldest that has an answer, and `None` if
+    /// none has one for a while.
+    fn next_answer(&self, waiting: &mut Waiting) -> Option<(AppendResult<Appended>, u64)> {
+        if !self.story.endure {
+            return waiting.pop_front().map(|(pending, number)| (pending.wait(), number));
+        }
+        let start = Instant::now();
+        while start.elapsed() < PROBE_AFTER {
+            let mut all = waiting.iter_mut().enumerate();
+            let answered = all.find_map(|(at, (pending, number))| Some((at, peek(pending)?, *number)));
+            if let Some((at, answer, number)) = answered {
+                drop(waiting.remove(at));
+                return Some((answer, number));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        None
     }
 
     fn acknowledged(&mut self, base: i64, number: u64) {
@@ -215,8 +282,8 @@ impl<'a> Writer<'a> {
         self.kept.push_back(base);
     }
 
-    /// Deletes the older half; whether that went well.
-    fn trim(&mut self) -> bool {
+    /// Deletes the older half.
+    fn trim(&mut self) {
         self.kept.drain(..KEPT_MAX / 2);
         let before = self.kept[0];
         say(&Line::TrimAsked { partition: self.index, before, at: self.at() });
@@ -224,6 +291,5 @@ impl<'a> Writer<'a> {
             Ok(start) => say(&Line::Trimmed { partition: self.index, start: start.get(), at: self.at() }),
             Err(error) => say(&Line::Failed { why: format!("deleting below {before}: {error}") }),
         }
-        true
     }
 }

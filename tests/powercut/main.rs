@@ -3,6 +3,7 @@
 //! Owns nothing but temporary folders and a mount name space of its own. Always holds: the ledger of acknowledgements is
 //! in this process, the engine in another one; the first violation ends a run with its seed, and the images stay.
 
+mod control;
 mod cuts;
 mod faults;
 mod kills;

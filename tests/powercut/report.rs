@@ -16,6 +16,8 @@ pub(crate) enum Line {
     Have { partition: usize, base: i64, number: u64 },
     /// It serves bytes that nobody has sent.
     Garbage { partition: usize, base: i64 },
+    /// It cannot read what lies from this offset to that one.
+    Unreadable { partition: usize, from: i64, to: i64, why: String },
     /// Everything has been read.
     Ready,
     /// This batch is about to be appended.
@@ -28,6 +30,8 @@ pub(crate) enum Line {
     Trimmed { partition: usize, start: i64, at: u64 },
     /// An append was refused, or its outcome is not known.
     Refused { partition: usize, number: u64, why: String },
+    /// An append was refused for want of space, and nothing of it taken; its writer goes on with another one.
+    Full { partition: usize, number: u64, why: String },
     /// The engine cannot go on.
     Failed { why: String },
     /// A clean end.
@@ -42,6 +46,12 @@ impl fmt::Display for Line {
             Line::Open { partition, start, end } => write!(f, "open {partition} {start} {end}"),
             Line::Have { partition, base, number } => write!(f, "have {partition} {base} {number}"),
             Line::Garbage { partition, base } => write!(f, "garbage {partition} {base}"),
+            Line::Unreadable { partition, from, to, why } => {
+                write!(f, "unreadable {partition} {from} {to} {}", why.replace('\n', " "))
+            }
+            Line::Full { partition, number, why } => {
+                write!(f, "full {partition} {number} {}", why.replace('\n', " "))
+            }
             Line::Ready => write!(f, "ready"),
             Line::Send { partition, number, at } => write!(f, "send {partition} {number} {at}"),
             Line::Ack { partition, base, number, at } => write!(f, "ack {partition} {base} {number} {at}"),
@@ -67,12 +77,20 @@ impl FromStr for Line {
         if kind == "failed" {
             return Ok(Line::Failed { why: rest.to_owned() });
         }
-        let mut words = rest.splitn(if kind == "refused" { 3 } else { 4 }, ' ');
+        let mut words = rest.splitn(if matches!(kind, "refused" | "full") { 3 } else { 4 }, ' ');
         let mut number = || words.next().and_then(|word| word.parse::<i64>().ok()).ok_or(());
         Ok(match kind {
             "open" => Line::Open { partition: number()? as usize, start: number()?, end: number()? },
             "have" => Line::Have { partition: number()? as usize, base: number()?, number: number()? as u64 },
             "garbage" => Line::Garbage { partition: number()? as usize, base: number()? },
+            "unreadable" => {
+                let (partition, from, to) = (number()? as usize, number()?, number()?);
+                Line::Unreadable { partition, from, to, why: words.next().unwrap_or("").to_owned() }
+            }
+            "full" => {
+                let (partition, number) = (number()? as usize, number()? as u64);
+                Line::Full { partition, number, why: words.next().unwrap_or("").to_owned() }
+            }
             "ready" => Line::Ready,
             "send" => {
                 Line::Send { partition: number()? as usize, number: number()? as u64, at: number()? as u64 }
@@ -111,6 +129,8 @@ mod tests {
             Line::Open { partition: 1, start: 2, end: 30 },
             Line::Have { partition: 1, base: 2, number: 33 },
             Line::Garbage { partition: 3, base: 44 },
+            Line::Unreadable { partition: 0, from: 7, to: 9, why: why.clone() },
+            Line::Full { partition: 1, number: 21, why: why.clone() },
             Line::Ready,
             Line::Send { partition: 0, number: 17, at: 900 },
             Line::Ack { partition: 2, base: 5, number: 17, at: 901 },
