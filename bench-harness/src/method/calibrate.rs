@@ -50,8 +50,8 @@ fn read(env: &Env, cell: &Cell<'_>, round: usize) -> Result<Round> {
         "--group_reporting",
     ]);
     command.arg(format!("--bs={}", cold.max_bytes));
-    let ranges = match cold.behind_len {
-        Some(len) => vec![log.len() - len..log.len()],
+    let ranges: Vec<_> = match cold.behind_len {
+        Some(len) => std::iter::once(log.len() - len..log.len()).collect(),
         None => {
             command.arg("--time_based").arg(format!("--runtime={}ms", ms(env.window_seconds(cell.workload))));
             let share = cell.plan.cold_len / cold.readers as u64;
