@@ -28,7 +28,12 @@ fn start(dir: &Path) -> Engine {
 }
 
 fn open(engine: &Engine, name: &str) -> Partition {
-    let config = LogConfig { segment_len_max: ByteCount::mib(1), retention_ms: None, ..LogConfig::default() };
+    let config = LogConfig {
+        segment_len_max: ByteCount::mib(1),
+        batch_len_max: ByteCount::kib(512),
+        retention_ms: None,
+        ..LogConfig::default()
+    };
     engine.handle().open_partition_blocking(&name.parse().unwrap(), config).unwrap()
 }
 
