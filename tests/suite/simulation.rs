@@ -36,6 +36,7 @@ const FOUND: &[(u64, &str)] = &[
         5_910,
         "a power cut took time index entries that recovery had only seen in the cache: young records were deleted",
     ),
+    (7_590, "a power cut took everything that an epoch was for, and the next life had the same one"),
     (
         12_040,
         "what two connections waited for was evicted, for want of whole pages, before either was sent it",

@@ -104,10 +104,11 @@ impl<D: Disk> Opening<'_, D> {
         let cut = plan.segments.iter().any(|(_, verdict)| *verdict == Verdict::End);
         let is_empty = plan.segments.is_empty();
         let segments = self.finish::<P>(plan, topic_id, &mut report)?;
-        epochs.truncate(if is_planted(Bug::LowerEpochOnReopen) { Offset::new(-1) } else { end });
         if !self.clean || cut {
+            // Above those, too, whose batches are gone: no epoch stands for two lives.
             epochs.raise(end);
         }
+        epochs.truncate(if is_planted(Bug::LowerEpochOnReopen) { Offset::new(-1) } else { end });
         let leader_epoch = epochs.current(end);
         let changed = epochs.put(disk, &self.dir)? || is_new || is_empty;
         if changed {
