@@ -31,10 +31,12 @@ impl<P: Platform, C> Core<P, C> {
             }
             let (id, is_recallable) = (conn.id, conn.is_recallable());
             let head = conn.responses.front().and_then(|head| head.fetch_ready());
+            // Asked first: what is returned goes on under another name.
+            let is_lent = head.is_some_and(|head| self.is_lent_by(head, lender));
             if lender.is_some() {
                 self.return_loans(id, lender);
             }
-            if is_recallable && head.is_some_and(|head| self.is_lent_by(head, lender)) {
+            if is_recallable && is_lent {
                 let Some(conn) = self.conn_mut(id) else { continue };
                 conn.recalled = true;
                 self.stats.sends_recalled += 1;
