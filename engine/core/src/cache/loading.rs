@@ -3,7 +3,7 @@
 //! Always holds: a granule is being read by at most one of them.
 
 use super::holes::{Holes, Piece};
-use super::{NONE, Queue, ReadCache, SegmentUid, granules_of};
+use super::{Entry, NONE, Queue, ReadCache, SegmentUid, granules_of};
 use crate::disk::Errno;
 use crate::platform::{CHUNK_LEN_MIN, Lease};
 use crate::types::{ByteCount, Position};
@@ -69,10 +69,9 @@ impl<L: Lease> ReadCache<L> {
         generation: u32,
         result: Result<usize, Errno>,
     ) -> AfterRead {
-        let entry = &mut self.entries[index as usize];
-        if entry.generation != generation || entry.queue != Queue::Loading {
+        let Some(entry) = loading(&mut self.entries, index, generation) else {
             return AfterRead::Failed(Errno::CANCELED);
-        }
+        };
         let (start, end) = entry.valid;
         let piece = match (&mut entry.holes, result) {
             (Some(holes), _) => holes.handle_piece(result, end),
@@ -120,10 +119,7 @@ impl<L: Lease> ReadCache<L> {
     /// failed. Returns the head of the list of waiters. Ignored, with no waiters, if the entry has been
     /// given up meanwhile.
     pub fn end_load(&mut self, index: u32, generation: u32, lease: Option<L>) -> u32 {
-        let entry = &mut self.entries[index as usize];
-        if entry.generation != generation || entry.queue != Queue::Loading {
-            return NONE;
-        }
+        let Some(entry) = loading(&mut self.entries, index, generation) else { return NONE };
         let waiters = std::mem::replace(&mut entry.first_waiter, NONE);
         let start = entry.position;
         if entry.holes.as_ref().is_some_and(|holes| holes.count() == 0) {
@@ -148,4 +144,10 @@ impl<L: Lease> ReadCache<L> {
         debug_assert_eq!(entry.queue, Queue::Loading);
         std::mem::replace(&mut entry.first_waiter, waiter)
     }
+}
+
+/// The entry of a read under way, unless it has been given up meanwhile.
+fn loading<L>(entries: &mut [Entry<L>], index: u32, generation: u32) -> Option<&mut Entry<L>> {
+    let entry = &mut entries[index as usize];
+    (entry.generation == generation && entry.queue == Queue::Loading).then_some(entry)
 }

@@ -26,10 +26,7 @@ impl<P: Platform, C> Core<P, C> {
         ops: &mut Ops<P>,
     ) -> Result<(), P::Chunk> {
         let (uid, start, _) = self.memory.cache.loading_range(entry);
-        let found = self
-            .partitions
-            .iter()
-            .find_map(|partition| partition.segment_index(uid).map(|index| (partition.id, index)));
+        let found = self.find_segment(uid).map(|(partition, index)| (partition.id, index));
         let file = found.and_then(|(id, index)| self.partitions.get_mut(id)?.segment_file(index, ops));
         let Some(file) = file else { return Err(chunk) };
         self.stats.cold_reads += 1;

@@ -317,11 +317,14 @@ impl<P: Platform, C> Core<P, C> {
         self.wake_waiters(waiters, failure.as_ref(), service, now, ops);
     }
 
+    /// The partition that has a segment, and the segment's index in it.
+    pub(super) fn find_segment(&self, uid: SegmentUid) -> Option<(&Partition<P>, usize)> {
+        self.partitions.iter().find_map(|partition| Some((partition, partition.segment_index(uid)?)))
+    }
+
     fn base_offset_of(&self, uid: SegmentUid) -> crate::types::Offset {
-        let found = self.partitions.iter().find_map(|partition| {
-            partition.segment_index(uid).map(|index| partition.segments[index].base_offset)
-        });
-        found.unwrap_or_default()
+        let found = self.find_segment(uid);
+        found.map(|(partition, index)| partition.segments[index].base_offset).unwrap_or_default()
     }
 
     fn wake_waiters<S: Service<Connection = C>>(

@@ -3,8 +3,8 @@
 //! Three classes. Commits go at once; where several partitions commit, none makes the others wait for a long one.
 //! Cold reads have a budget of bytes in flight, which shrinks while commits take longer than they do without reads
 //! beside them, and grows again as long as they do not; a read is no longer than the budget. Zeros are written while
-//! commits leave the device time. Always holds: the budget lies between the shortest read and its maximum, but for the moments in which a commit is
-//! timed without reads beside it. Deterministic: time comes in. Does not queue anything itself. Times in ns.
+//! commits leave the device time. Always holds: the budget lies between the shortest read and its maximum, but for the
+//! moments in which a commit is timed without reads beside it. Deterministic: time comes in. Does not queue anything itself. Times in ns.
 
 use crate::limits::COMMIT_LEN_MAX;
 use crate::message::PartitionId;
@@ -99,7 +99,7 @@ impl Scheduler {
     /// Takes note of the time and of all bytes committed until now. Call it once a turn.
     pub(super) fn observe(&mut self, now: Now, committed: u64) {
         self.commits_idle = self.are_commits_idle(now);
-        let elapsed = now.mono.get().saturating_sub(self.window_start.get());
+        let elapsed = elapsed_ns(self.window_start, now);
         if elapsed >= RATE_WINDOW_MS * 1_000_000 {
             let len = u128::from(committed - self.committed_then);
             // A window of at least some milliseconds: the quotient fits.
@@ -148,12 +148,11 @@ impl Scheduler {
 
     /// Bytes of cold reads that may be in flight before one more is submitted.
     pub(super) fn cold_budget(&mut self, now: Now) -> ByteCount {
-        let since = |at: Nanos| now.mono.get().saturating_sub(at.get());
         if self.are_commits_idle(now) {
             return ByteCount::new(self.budget_max);
         }
         match self.probing_since {
-            Some(begun) if since(begun) < PROBE_MS_MAX * 1_000_000 => {
+            Some(begun) if elapsed_ns(begun, now) < PROBE_MS_MAX * 1_000_000 => {
                 self.paused_since.get_or_insert(now.mono);
                 ByteCount::ZERO
             }
@@ -166,8 +165,7 @@ impl Scheduler {
     }
 
     fn are_commits_idle(&self, now: Now) -> bool {
-        let since = now.mono.get().saturating_sub(self.last_commit.get());
-        self.last_commit == Nanos::ZERO || since >= COMMITS_IDLE_MS * 1_000_000
+        self.last_commit == Nanos::ZERO || elapsed_ns(self.last_commit, now) >= COMMITS_IDLE_MS * 1_000_000
     }
 
     /// Length of a cold read. Beside commits no longer than the budget: a commit waits for the one that is before it at
@@ -182,7 +180,7 @@ impl Scheduler {
         self.probing_since = None;
         self.commits_since_quiet = 0;
         if let Some(since) = self.paused_since.take() {
-            self.paused_ns += now.mono.get().saturating_sub(since.get());
+            self.paused_ns += elapsed_ns(since, now);
         }
     }
 
@@ -201,7 +199,7 @@ impl Scheduler {
     pub(super) fn commit_len_max(&self, id: PartitionId, now: Now) -> ByteCount {
         let [last, before] = self.committing;
         let (other, at) = if last.0 == Some(id) { before } else { last };
-        let recent = now.mono.get().saturating_sub(at.get()) < COMMITTING_MS * 1_000_000;
+        let recent = elapsed_ns(at, now) < COMMITTING_MS * 1_000_000;
         if other.is_some() && recent { SHARED_COMMIT_LEN_MAX } else { COMMIT_LEN_MAX }
     }
 
@@ -209,6 +207,11 @@ impl Scheduler {
     pub(super) fn allows_zeros(&self) -> bool {
         self.rate <= ZERO_RATE_MAX
     }
+}
+
+/// Nanoseconds since then; zero if it lies ahead.
+fn elapsed_ns(then: Nanos, now: Now) -> u64 {
+    now.mono.get().saturating_sub(then.get())
 }
 
 #[cfg(test)]

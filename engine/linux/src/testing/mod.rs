@@ -65,6 +65,15 @@ impl Options {
         let address = listener.local_addr().expect("a bound socket has an address");
         (Self { listener: Some(listener), ..Self::default() }, address)
     }
+
+    /// The same; its connections have the smallest buffers of a socket, on both sides.
+    pub(crate) fn listening_with_small_buffers() -> (Self, SocketAddr) {
+        let (options, address) = Self::listening();
+        let socket = options.listener.as_ref().expect("it listens");
+        rustix::net::sockopt::set_socket_send_buffer_size(socket, 1).expect("any size is taken");
+        rustix::net::sockopt::set_socket_recv_buffer_size(socket, 1).expect("any size is taken");
+        (options, address)
+    }
 }
 
 /// A driver, and the test in the shard's place.

@@ -2,7 +2,6 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::AsFd;
 
 use rohrpost_engine_core::disk::Errno;
 use rohrpost_engine_core::limits::ShardLimits;
@@ -67,8 +66,7 @@ pub(crate) fn partial_sends_lose_nothing<D: Driver>(make: impl Fn(Options) -> D)
 where
     D::Platform: LinuxTypes,
 {
-    let (options, address) = Options::listening();
-    small_buffers(options.listener.as_ref().expect("it listens"));
+    let (options, address) = Options::listening_with_small_buffers();
     let mut rig = Rig::new(make(options));
     let mut arena = arena();
     let body = patterned(&mut arena, ByteCount::mib(1), 2);
@@ -77,11 +75,6 @@ where
     rig.send_all(id, &body.lease(0..1 << 20));
     reader.join().expect("the reader got the pattern");
     rig.close(id);
-}
-
-pub(crate) fn small_buffers(socket: impl AsFd) {
-    rustix::net::sockopt::set_socket_send_buffer_size(&socket, 1).expect("any size is taken");
-    rustix::net::sockopt::set_socket_recv_buffer_size(&socket, 1).expect("any size is taken");
 }
 
 /// Waits, turn by turn, until a send that the peer does not read is stuck in the driver.
@@ -271,8 +264,7 @@ where
     const LEN: usize = 1 << 20;
     let dir = tempfile::tempdir().expect("a directory for the test");
     let (_, file) = patterned_file(dir.path(), LEN, 8);
-    let (options, address) = Options::listening();
-    small_buffers(options.listener.as_ref().expect("it listens"));
+    let (options, address) = Options::listening_with_small_buffers();
     let mut rig = Rig::new(make(options));
     let (mut client, id) = rig.connect(address);
     let reader = std::thread::spawn(move || {

@@ -9,7 +9,6 @@ use rohrpost_engine_core::ops::{ConnId, DiskOp, Driver, Event, Fill, NetOp, Read
 use rohrpost_engine_core::platform::{Arena, Content};
 use rohrpost_engine_core::types::{ByteCount, Position};
 
-use super::net_bodies::small_buffers;
 use super::{LinuxTypes, Options, Rig, arena, expect_pattern_at, pattern, patterned_file, send_of};
 use crate::file::LinuxFile;
 use crate::pipe::PIPES_MAX;
@@ -70,8 +69,7 @@ fn slow_rig<D: Driver>(make: impl Fn(Options) -> D) -> (Rig<D>, SocketAddr)
 where
     D::Platform: LinuxTypes,
 {
-    let (options, address) = Options::listening();
-    small_buffers(options.listener.as_ref().expect("it listens"));
+    let (options, address) = Options::listening_with_small_buffers();
     (Rig::new(make(options)), address)
 }
 

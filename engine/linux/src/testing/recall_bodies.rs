@@ -4,7 +4,6 @@ use rohrpost_engine_core::ops::{Driver, Event, NetOp, SendPart};
 use rohrpost_engine_core::platform::Chunk;
 use rohrpost_engine_core::types::ByteCount;
 
-use super::net_bodies::small_buffers;
 use super::{LinuxTypes, Options, Rig, arena, expect_pattern, patterned, send_of};
 
 const LEN: usize = 1 << 20;
@@ -15,8 +14,7 @@ pub(crate) fn a_recalled_send_was_not_sent<D: Driver>(make: impl Fn(Options) -> 
 where
     D::Platform: LinuxTypes,
 {
-    let (options, address) = Options::listening();
-    small_buffers(options.listener.as_ref().expect("it listens"));
+    let (options, address) = Options::listening_with_small_buffers();
     let mut rig = Rig::new(make(options));
     let mut arena = arena();
     let body = patterned(&mut arena, ByteCount::of_usize(LEN), 5);

@@ -10,8 +10,7 @@ use rohrpost_engine_core::types::{ByteCount, Position};
 use super::tests::{available, driver, under_every_mask};
 use super::{Feature, FeatureMask, UringDriver};
 use crate::testing::{
-    Options, Rig, expect_pattern, limit_bodies, net_bodies, patterned, patterned_file, pipe_bodies, send_of,
-    skip,
+    Options, Rig, expect_pattern, limit_bodies, patterned, patterned_file, pipe_bodies, send_of, skip,
 };
 
 /// Under masks that matter to pipes: a kernel of 6.1 and everything there is.
@@ -108,8 +107,7 @@ fn zero_copy_available(rig: &Rig<UringDriver>) -> bool {
 #[test]
 fn sends_in_place_lose_nothing() {
     under_every_mask(|make| {
-        let (options, address) = Options::listening();
-        net_bodies::small_buffers(options.listener.as_ref().expect("it listens"));
+        let (options, address) = Options::listening_with_small_buffers();
         let mut rig = Rig::new(make(options));
         let mut arena = crate::testing::arena();
         let body = patterned(&mut arena, ByteCount::mib(1), 7);
@@ -197,8 +195,7 @@ fn memory_stays_taken_while_the_kernel_reads_it() {
     if !available() {
         return;
     }
-    let (options, address) = Options::listening();
-    net_bodies::small_buffers(options.listener.as_ref().expect("it listens"));
+    let (options, address) = Options::listening_with_small_buffers();
     let mut rig = Rig::new(driver(FeatureMask::NONE, options));
     if !zero_copy_available(&rig) {
         return;
