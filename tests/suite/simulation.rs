@@ -42,6 +42,14 @@ const FOUND: &[(u64, &str)] = &[
         "what two connections waited for was evicted, for want of whole pages, before either was sent it",
     ),
     (13_530, "what a refused append had left by rolling was never sealed and kept the only descriptor"),
+    (
+        28_253,
+        "a seal's sync failed, the page cache let go of what was only written, and readers got what the device held",
+    ),
+    (
+        34_574,
+        "a partition that failed kept the memory of what it would never write, and its readers waited for some",
+    ),
 ];
 
 /// Runs in which every operation fails once with every error.

@@ -61,6 +61,8 @@ bugs! {
     TrimBeyondHighWatermark: "Records beyond the high watermark may be deleted.",
     SealBeforeCommit: "A full segment is sealed while its last commit is not durable.",
     RetryFailedSync: "A failed sync is tried again, and believed.",
+    ReadAfterFailedSync: "What a failed sync may have taken is read from its file.",
+    KeepTailOfFailed: "A partition that has failed keeps the memory of what it will never write.",
     RecoverFromPageCache: "Recovery reads what the page cache says.",
     ReadPastLease: "An answer's pieces reach to the end of what is frozen, whatever was planned.",
     KeepProducersEpoch: "The leader epoch is not written into batches.",

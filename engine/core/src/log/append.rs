@@ -208,16 +208,16 @@ impl<P: Platform> Partition<P> {
         }
     }
 
-    /// Gives the memory of an idle partition to the cache. Does nothing while anything is on its way to
-    /// the device.
+    /// Gives the memory of an idle partition to the cache, as far as readers see it. Does nothing while anything is on
+    /// its way to the device.
     pub(crate) fn detach_tail(&mut self, memory: &mut Memory<P>) {
         let busy = !self.pending.is_empty() || self.in_flight.is_some();
-        if busy || self.tail_state != TailState::Attached {
+        if busy || self.tail.is_empty() || self.tail_state == TailState::Reading {
             return;
         }
         while let Some(TailChunk { uid, position, valid_from, chunk }) = self.tail.pop() {
             let Some(index) = self.segment_index(uid) else { continue };
-            let to = self.segments[index].end.min(position.plus(ByteCount::of_usize(chunk.len())));
+            let to = self.visible_end(index).min(position.plus(ByteCount::of_usize(chunk.len())));
             memory.retire(uid, position, chunk, valid_from, to);
         }
         self.tail_state = TailState::Detached;

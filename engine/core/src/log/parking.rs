@@ -11,6 +11,7 @@ use crate::log::partition::{AckOutcome, Partition, PartitionState, TailState};
 use crate::log::segment::{Segment, SegmentFile, SegmentState};
 use crate::log::step::Step;
 use crate::ops::{Now, Ops};
+use crate::planted::{Bug, is_planted};
 use crate::platform::{OpenFile, Platform};
 use crate::token::StepKind;
 use crate::types::Nanos;
@@ -27,6 +28,13 @@ const ROOM_WAIT_MS: u64 = 100;
 const OPEN_SEALED_MAX: usize = 16;
 
 impl<P: Platform> Partition<P> {
+    /// Whether readers may be given what a segment's file holds, and if not, why (I6).
+    pub(crate) fn check_file(&self, index: usize) -> Result<(), FetchError> {
+        let Segment { base_offset, doubted, .. } = &self.segments[index];
+        let error = FetchError::ReadFailed { base_offset: *base_offset, position: 0, errno: Errno::IO };
+        if *doubted && !is_planted(Bug::ReadAfterFailedSync) { Err(error) } else { Ok(()) }
+    }
+
     /// The file of a segment; `None` while it is being opened, which this asks for if nobody has.
     pub(crate) fn segment_file(&mut self, index: usize, ops: &mut Ops<P>) -> Option<P::File> {
         let slot = self.open_files.take();

@@ -325,6 +325,10 @@ impl<P: Platform> Partition<P> {
         }
         let error = AppendError::Failed(failure.clone());
         self.end_appends(&error, outcomes);
+        // Nothing but the commit in flight is written any more; its memory is not kept for it.
+        if !is_planted(Bug::KeepTailOfFailed) {
+            self.pending.clear();
+        }
         // What is to be deleted goes anyway: somebody waits for it.
         if !matches!(self.state, PartitionState::Deleting(_)) {
             self.state = PartitionState::Failed(failure);

@@ -86,6 +86,8 @@ pub(crate) struct Segment<P: Platform> {
     pub(crate) companions_end: Position,
     /// What followed `end` is damaged.
     pub(crate) damaged: bool,
+    /// Its seal has failed, and no sync before that has covered it: what its file gives out may be older bytes.
+    pub(crate) doubted: bool,
 }
 
 impl<P: Platform> Segment<P> {
@@ -120,6 +122,7 @@ impl<P: Platform> Segment<P> {
             companions_in_flight: false,
             companions_end: Position::ZERO,
             damaged: false,
+            doubted: false,
         }
     }
 
@@ -158,6 +161,7 @@ impl<P: Platform> Segment<P> {
             companions_in_flight: false,
             companions_end: opened.end,
             damaged: opened.damaged,
+            doubted: false,
         }
     }
 

@@ -7,6 +7,7 @@ use crate::disk::{DiskError, Errno};
 use crate::error::{PartitionError, PartitionFailure};
 use crate::format::index::IndexError;
 use crate::format::names::TopicPartition;
+use crate::log::Durability;
 use crate::log::partition::{AckOutcome, Partition, PartitionState};
 use crate::log::reserve::first_extent;
 use crate::log::segment::{Prepared, Segment, SegmentFile, SegmentState};
@@ -221,6 +222,7 @@ impl<P: Platform> Partition<P> {
         result: Result<(), DiskError>,
         outcomes: &mut Vec<AckOutcome>,
     ) {
+        let written = self.config.durability == Durability::Written;
         let Some(segment) = self.segment_mut(uid) else { return };
         match result {
             Ok(()) => {
@@ -229,7 +231,11 @@ impl<P: Platform> Partition<P> {
                 segment.chain = None;
                 self.limit_open_files(uid, now);
             }
-            Err(error) => self.fail(PartitionFailure::Disk(error), outcomes),
+            Err(error) => {
+                // A sync that fails may leave the page cache clean and the device without the bytes.
+                segment.doubted = written;
+                self.fail(PartitionFailure::Disk(error), outcomes);
+            }
         }
     }
 

@@ -87,7 +87,7 @@ impl<P: Platform, C> Core<P, C> {
     }
 
     /// The file that a fetch's range lies in; `None`: it is being opened, or the connection is closed because it
-    /// is gone.
+    /// is gone, or not to be believed.
     fn file_of(&mut self, id: ConnId, fetch: FetchId, ops: &mut Ops<P>) -> Option<P::File> {
         let entry = self.fetches.get_mut(fetch)?;
         if let FetchState::Foreign(Foreign { source: Source::File { file, .. }, .. }) = &entry.state {
@@ -98,6 +98,7 @@ impl<P: Platform, C> Core<P, C> {
         let partition = self.partitions.get_mut(partition_id);
         let found = partition.and_then(|partition| {
             let index = partition.segment_index(uid)?;
+            partition.check_file(index).ok()?;
             Some(partition.segment_file(index, ops))
         });
         match found {

@@ -23,6 +23,8 @@ enum Lent<F> {
     /// A step opens it.
     Later,
     Gone,
+    /// It is not to be believed.
+    Doubted(FetchError),
 }
 
 impl<P: Platform, C> Core<P, C> {
@@ -80,6 +82,7 @@ impl<P: Platform, C> Core<P, C> {
                     self.await_file(id);
                     Ok(None)
                 }
+                Lent::Doubted(error) => Err(error),
                 Lent::Gone => {
                     // The log starts later than it did when the fetch was planned.
                     let marks = self.partitions.get(partition).map_or(outcome.watermarks, |p| p.watermarks());
@@ -232,6 +235,9 @@ impl<P: Platform, C> Core<P, C> {
     fn lend_file(&mut self, partition: PartitionId, uid: SegmentUid, ops: &mut Ops<P>) -> Lent<P::File> {
         let Some(partition) = self.partitions.get_mut(partition) else { return Lent::Gone };
         let Some(index) = partition.segment_index(uid) else { return Lent::Gone };
+        if let Err(error) = partition.check_file(index) {
+            return Lent::Doubted(error);
+        }
         partition.segment_file(index, ops).map_or(Lent::Later, Lent::File)
     }
 }

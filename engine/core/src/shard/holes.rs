@@ -27,7 +27,11 @@ impl<P: Platform, C> Core<P, C> {
     ) -> Result<(), P::Chunk> {
         let (uid, start, _) = self.memory.cache.loading_range(entry);
         let found = self.find_segment(uid).map(|(partition, index)| (partition.id, index));
-        let file = found.and_then(|(id, index)| self.partitions.get_mut(id)?.segment_file(index, ops));
+        let file = found.and_then(|(id, index)| {
+            let partition = self.partitions.get_mut(id)?;
+            partition.check_file(index).ok()?;
+            partition.segment_file(index, ops)
+        });
         let Some(file) = file else { return Err(chunk) };
         self.stats.cold_reads += 1;
         let token = Purpose::ColdRead(entry, generation).token();

@@ -46,12 +46,15 @@ impl<P: Platform, C> Core<P, C> {
         };
         let segment = &partition.segments[index];
         let len = end.since(start);
-        let cold_by_splice = self.goes_by_splice(&request);
+        // What is in memory of a file that is not to be believed is sent from there.
+        let by_file = partition.check_file(index).is_ok();
+        let forced = request.mode.filter(|mode| by_file || !mode.is_of_file());
+        let cold_by_splice = by_file && self.goes_by_splice(&request);
         // Pipes leave a range's edges in memory: there its middle tells.
         let middle = start.plus(ByteCount::new(len.get() / 2));
         let resident = partition.is_resident(&self.memory, segment.uid, start.plus(len))
             && (!cold_by_splice || partition.is_resident(&self.memory, segment.uid, middle));
-        let facts = RangeFacts { resident, forced: request.mode, cold_by_splice };
+        let facts = RangeFacts { resident, forced, cold_by_splice };
         let outcome = FetchOutcome {
             len,
             segment: segment.base_offset,
@@ -68,7 +71,7 @@ impl<P: Platform, C> Core<P, C> {
             by_file: start..end,
             pieces: Vec::new(),
         };
-        self.bring_ahead(partition, index, &mut stream, request.mode);
+        self.bring_ahead(partition, index, &mut stream, forced);
         let Some(fetch) = self.fetches.get_mut(id) else { return Progress::Waiting };
         fetch.state = FetchState::Streaming(stream);
         self.stats.fetches += 1;

@@ -227,6 +227,9 @@ impl<P: Platform, C> Core<P, C> {
                 log_end_offset: partition.log_end_offset(),
             }));
         };
+        if let Err(error) = partition.check_file(index) {
+            return Submitted::Failed(Box::new(error));
+        }
         let Some(file) = partition.segment_file(index, ops) else { return Submitted::Later };
         let (_, position, chunk_len) = self.memory.cache.loading_range(load.entry);
         let visible = partition.visible_end(index);

@@ -79,6 +79,8 @@ const CATCHERS: &[(Bug, Catcher)] = &[
         Bug::RecoverFromPageCache,
         Test("log::recovery::tests::recovery_believes_the_device_and_not_the_page_cache"),
     ),
+    (Bug::ReadAfterFailedSync, Seed(28_253, &[History(Garbage)])),
+    (Bug::KeepTailOfFailed, Seed(34_574, &[Says("no progress")])),
     (Bug::SealBeforeCommit, Seed(2, &[Says("no progress"), Says("are written twice at a time")])),
     (Bug::ReadPastLease, Seed(0, &[Says("no more comes than was planned"), Says("an outcome of")])),
     (Bug::KeepProducersEpoch, Seed(0, &[Says("was appended in epoch")])),
