@@ -22,8 +22,8 @@ use rohrpost_tests::service::{Client, Fetch, OK, Wire};
 const CYCLES: u64 = 20;
 const CYCLES_SHARDS: u64 = 8;
 /// On a slow machine: still every partition gets more than a hundred batches.
-const CYCLES_SLOW: u64 = 6;
-const PARTITIONS: usize = 3;
+const CYCLES_SLOW: u64 = 8;
+const PARTITIONS: usize = 4;
 
 /// Marks a line of the writer's report.
 const MARK: &str = "ACK";
@@ -49,7 +49,8 @@ fn records_of(number: u64) -> usize {
 fn configs() -> [LogConfig; PARTITIONS] {
     let buffered = LogConfig { write_mode: WriteMode::Buffered, ..config() };
     let written = LogConfig { durability: Durability::Written, ..config() };
-    [config(), buffered, written]
+    let guarded = LogConfig { guard_last_block: true, ..config() };
+    [config(), buffered, written, guarded]
 }
 
 fn open(engine: &Engine) -> Vec<Partition> {

@@ -30,6 +30,9 @@ const RARE: &[(Harm, State)] = &[
 /// Seeds run until there are enough crash points; each brings about five.
 const SEEDS_MAX: u64 = 20_000;
 
+/// Seeds of runs on a device that destroys what it is writing; about every second one has a cut that meets a write.
+const SPOILED_SEEDS: u64 = 200;
+
 /// Seeds that found something, and what.
 const FOUND: &[(u64, &str)] = &[
     (
@@ -81,6 +84,17 @@ fn every_fault_meets_every_state(mut coverage: Coverage) {
     let (rare, empty): (Vec<_>, Vec<_>) = coverage.empty().into_iter().partition(|cell| RARE.contains(cell));
     println!("rare, and not met: {rare:?}");
     assert!(empty.is_empty(), "these have never met: {empty:?}");
+}
+
+/// A device that destroys the sector it is writing when the power goes takes acknowledged bytes with it, unless the last
+/// block is guarded.
+#[test]
+fn nothing_guarded_is_lost_when_a_sector_is_destroyed() {
+    let run =
+        |guard| (0..SPOILED_SEEDS).map(move |seed| run_plan(&Plan { spoil: true, guard, ..Plan::of(seed) }));
+    assert!(run(false).any(|result| result.is_err()), "nothing is at stake: a test of nothing");
+    let cuts: u64 = run(true).map(|result| result.unwrap_or_else(|e| panic!("{e}")).cut_in_write).sum();
+    assert!(cuts >= SPOILED_SEEDS / 8, "only {cuts} cuts met a write");
 }
 
 /// One operation fails, the next time another one, with every error there is: nothing acknowledged is lost, and the

@@ -55,6 +55,11 @@ pub(super) fn serve_linger(context: &mut ServerContext) -> Result<()> {
     serve_tuned(context, DriverChoice::Uring, WriteMode::Direct, |_, config| config.linger_us = 200)
 }
 
+/// A copy of the last block beside every commit.
+pub(super) fn serve_guarded(context: &mut ServerContext) -> Result<()> {
+    serve_tuned(context, DriverChoice::Uring, WriteMode::Direct, |_, config| config.guard_last_block = true)
+}
+
 /// Cold ranges through pipes; hot ones as the engine chooses.
 pub(super) fn serve_by_splice(context: &mut ServerContext) -> Result<()> {
     serve_tuned(context, DriverChoice::Uring, WriteMode::Direct, |options, _| {

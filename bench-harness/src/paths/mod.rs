@@ -293,6 +293,16 @@ pub static PATHS: &[Path] = &[
         ..NONE
     },
     Path {
+        name: "engine_guarded",
+        about: "the engine on io_uring, with a copy of the last block beside every commit",
+        role: Role::Engine,
+        append: true,
+        tail: true,
+        main: false,
+        serve: engine::serve_guarded,
+        ..NONE
+    },
+    Path {
         name: "skeleton",
         about: "the file to copy for a new path: pread and send, without any trick",
         fetch: true,

@@ -14,6 +14,8 @@ pub(crate) enum Purpose {
     Commit(PartitionId),
     /// The sync after a buffered commit's write.
     CommitSync(PartitionId),
+    /// The write of a copy that guards the last block, beside a commit's.
+    GuardCopy(PartitionId),
     /// Reading the last block back before appending to it.
     TailRead(PartitionId),
     /// Filling a chunk of the read cache: entry and its generation.
@@ -66,6 +68,7 @@ impl Purpose {
     pub(crate) fn token(self) -> Token {
         match self {
             Purpose::Commit(id) => pack(0, id.0, 0),
+            Purpose::GuardCopy(id) => pack(0, id.0, 1),
             Purpose::CommitSync(id) => pack(1, id.0, 0),
             Purpose::TailRead(id) => pack(2, id.0, 0),
             Purpose::ColdRead(entry, generation) => pack(3, entry, generation),
@@ -77,6 +80,7 @@ impl Purpose {
     pub(crate) fn of(token: Token) -> Self {
         let (kind, high, low) = (token.0 >> 60, (token.0 >> 32) as u32 & PARTITION_ID_MAX, token.0 as u32);
         match kind {
+            0 if low == 1 => Purpose::GuardCopy(PartitionId(high)),
             0 => Purpose::Commit(PartitionId(high)),
             1 => Purpose::CommitSync(PartitionId(high)),
             2 => Purpose::TailRead(PartitionId(high)),
@@ -99,6 +103,7 @@ mod tests {
         let id = PartitionId(PARTITION_ID_MAX);
         let mut all = vec![
             Purpose::Commit(id),
+            Purpose::GuardCopy(id),
             Purpose::CommitSync(PartitionId(0)),
             Purpose::TailRead(id),
             Purpose::ColdRead(PARTITION_ID_MAX, u32::MAX),

@@ -45,7 +45,7 @@ pub(crate) fn partition_of(step: &Step<SimPlatform>) -> String {
 pub(crate) const fn state_of(step: &Step<SimPlatform>) -> State {
     match step {
         Step::Open { .. } => State::Opening,
-        Step::OpenSegment { .. } => State::Fetching,
+        Step::OpenSegment { .. } | Step::OpenGuard { .. } => State::Fetching,
         Step::DeleteSegments { .. } | Step::DeletePartition { .. } => State::Deleting,
         Step::Close { .. } => State::Stopping,
         Step::CreateSegment { .. }

@@ -33,6 +33,8 @@ pub struct Plan {
     pub blow: Option<(u64, Blow)>,
     /// A power cut turns a sector of every write in flight into garbage, which no medium should.
     pub spoil: bool,
+    /// Every partition has its last block guarded.
+    pub guard: bool,
     /// A failure carries everything that happened before it.
     pub keep_trace: bool,
 }
@@ -57,7 +59,7 @@ impl fmt::Display for Plan {
         if let Some((op, blow)) = self.blow {
             write!(f, " --blow {op} {blow}")?;
         }
-        for (set, word) in [(self.rush, "--rush"), (self.spoil, "--spoil")] {
+        for (set, word) in [(self.rush, "--rush"), (self.spoil, "--spoil"), (self.guard, "--guard")] {
             if set {
                 write!(f, " {word}")?;
             }

@@ -11,6 +11,9 @@ use crate::fault::{Delays, Faults};
 use crate::memory::Memory;
 use crate::prng::Prng;
 
+/// Bounce blocks that a guarded commit takes at once: its last block, and the label of the copy.
+const GUARDED_BOUNCES_MIN: usize = 2;
+
 /// A partition of the run.
 #[derive(Clone, Debug)]
 pub struct PartitionSettings {
@@ -89,7 +92,10 @@ impl Settings {
         let partitions: Vec<_> = (0..prng.range(1, 3)).map(|n| draw_partition(n as i32, prng)).collect();
         let shards = *prng.pick(&[1, 1, 2, 2, 3]);
         let batch_len_max = longest_batch(&partitions);
-        let (limits, memory) = draw_limits(partitions.len(), batch_len_max, prng);
+        let (limits, mut memory) = draw_limits(partitions.len(), batch_len_max, prng);
+        if partitions.iter().any(|partition| partition.config.guard_last_block) {
+            memory.slab_bounces = memory.slab_bounces.max(GUARDED_BOUNCES_MIN);
+        }
         let quick = Delays::QUICK;
         let delays = *prng.pick(&[
             quick,
@@ -142,6 +148,18 @@ impl Settings {
         }
     }
 
+    /// The same run with every partition's last block guarded, and so durable and written directly.
+    #[must_use]
+    pub fn guarded(mut self) -> Self {
+        self.memory.slab_bounces = self.memory.slab_bounces.max(GUARDED_BOUNCES_MIN);
+        for partition in &mut self.partitions {
+            let (durability, write_mode) = (Durability::Flushed, WriteMode::Direct);
+            let plain = partition.config.clone();
+            partition.config = LogConfig { durability, write_mode, guard_last_block: true, ..plain };
+        }
+        self
+    }
+
     /// A short run in which nothing fails by chance.
     #[must_use]
     pub fn short_and_sound(self) -> Self {
@@ -192,7 +210,11 @@ fn draw_partition(number: i32, prng: &mut Prng) -> PartitionSettings {
         linger_us: *prng.pick(&[0, 0, 0, 300]),
         append_wait_ms_max: *prng.pick(&[100, 2_000, 30_000]),
         on_damage: OnDamage::Refuse,
+        guard_last_block: false,
     };
+    let guardable = config.durability == Durability::Flushed && config.write_mode == WriteMode::Direct;
+    // A look ahead: nothing else that is drawn depends on it.
+    let config = LogConfig { guard_last_block: guardable && prng.clone().fork().one_in(3), ..config };
     let topic = TopicName::new("orders").expect("letters are allowed");
     PartitionSettings { name: TopicPartition::new(topic, number), config }
 }

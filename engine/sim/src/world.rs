@@ -60,6 +60,7 @@ impl World {
     pub fn new(plan: &Plan) -> Self {
         let mut prng = Prng::new(plan.seed);
         let drawn = Settings::draw(&mut prng);
+        let drawn = if plan.guard { drawn.guarded() } else { drawn };
         let settings = if plan.rush { drawn.rushed() } else { drawn };
         let settings = if plan.blow.is_some() { settings.short_and_sound() } else { settings };
         let mut trace = Trace::new(plan.keep_trace);

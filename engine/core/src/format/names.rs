@@ -20,6 +20,8 @@ const DIR_NAME_LEN_MAX: usize = 255;
 pub const LEADER_EPOCH_CHECKPOINT: &str = "leader-epoch-checkpoint";
 /// The file of a partition's next segment, made ahead of need; neither Kafka nor recovery takes it for a segment.
 pub const PREPARED_SEGMENT: &str = "next.log.tmp";
+/// Copies of the last block of a partition that has it guarded, in the partition directory.
+pub const LAST_BLOCK_GUARD: &str = "last-block.guard";
 /// A partition's topic id, in the partition directory.
 pub const PARTITION_METADATA: &str = "partition.metadata";
 /// Identity of a log directory, in its root.

@@ -62,8 +62,13 @@ impl<P: Platform> Partition<P> {
         let start = self.commit_start(first.uid);
         let Some(end) = self.commit_end(first.uid, start, len_max) else { return false };
         let Some(index) = self.segment_index(first.uid) else { return false };
-        let Some(file) = self.segments[index].file().cloned() else { return false };
-        let Some(write) = self.build_write(memory, file, start, end) else { return false };
+        let Some(file) = self.segments[index].file().cloned().filter(|_| self.guard_allows(index)) else {
+            return false;
+        };
+        let Some(mut write) = self.build_write(memory, file, start, end) else { return false };
+        if !self.push_guard_copy(memory, &mut write, end, ops) {
+            return false;
+        }
         ops.disk.push(DiskOp::Write(write));
         self.in_flight = Some(end);
         true
@@ -159,6 +164,13 @@ impl<P: Platform> Partition<P> {
     ) {
         let Some(end) = self.in_flight else { return };
         let (_, expected) = self.written_range(self.commit_start(end.uid), end.position);
+        let result = match &mut self.guard {
+            Some(guard) => match guard.join(result, expected) {
+                Some(result) => result,
+                None => return,
+            },
+            None => result,
+        };
         match result {
             Ok(len) if len >= expected || is_planted(Bug::AckShortWrite) => {
                 self.short_writes = 0;

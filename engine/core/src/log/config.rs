@@ -105,6 +105,10 @@ pub struct LogConfig {
     pub append_wait_ms_max: u64,
     /// What opening does with damage in the middle of the log.
     pub on_damage: OnDamage,
+    /// Whether a copy of the last, partly filled block is written beside every commit, in a file of its own: for devices
+    /// that may destroy the sector they are writing when power fails. Costs a second write for each commit. Only with
+    /// [`Durability::Flushed`] and [`WriteMode::Direct`].
+    pub guard_last_block: bool,
 }
 
 impl LogConfig {
@@ -150,6 +154,11 @@ impl LogConfig {
         if self.preallocate_len_min == ByteCount::ZERO {
             return invalid("preallocate_len_min", "is 0, at least 1".to_owned());
         }
+        let flushes = self.durability == Durability::Flushed && self.write_mode == WriteMode::Direct;
+        if self.guard_last_block && !flushes {
+            let reason = format!("is set, at level {} with {} writes", self.durability, self.write_mode);
+            return invalid("guard_last_block", format!("{reason}; it needs flushed and direct"));
+        }
         Ok(())
     }
 }
@@ -171,6 +180,7 @@ impl Default for LogConfig {
             linger_us: 0,
             append_wait_ms_max: 30_000,
             on_damage: OnDamage::Refuse,
+            guard_last_block: false,
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::disk::{Caching, Disk, DiskError, Errno, Lock, OpenMode};
 use crate::error::PartitionError;
 use crate::format::batch::BatchHeader;
 use crate::format::checkpoint::EpochStart;
+use crate::format::guard_slot::GuardSlot;
 use crate::format::index::{OFFSET_ENTRY_LEN, OffsetIndex, TIME_ENTRY_LEN, TimeIndex, entries_in};
 use crate::format::index_build::IndexBuilder;
 use crate::format::names::{SegmentFileKind, TopicId, TopicPartition};
@@ -36,6 +37,8 @@ pub(crate) struct SegmentContext<'a, D: Disk> {
     pub(crate) read_only: bool,
     /// What the partition's file says of leader epochs.
     pub(crate) epochs: &'a Epochs,
+    /// Copies of last blocks, the newest first; of any segment of the partition.
+    pub(crate) slots: &'a [GuardSlot],
 }
 
 /// How the batches of a segment end.
@@ -77,6 +80,8 @@ pub(crate) struct Found<D: Disk> {
     pub(crate) epochs: Vec<EpochStart>,
     /// End of what the side file vouches for, if it belongs to this segment.
     pub(crate) side_end: Option<Position>,
+    /// Copies that stand in for blocks which the device has destroyed.
+    pub(crate) restored: Vec<GuardSlot>,
     /// What is to be said about it.
     pub(crate) note: Option<String>,
 }

@@ -17,6 +17,8 @@ pub(crate) struct Inventory {
     pub(crate) snapshots: BTreeSet<Offset>,
     /// Companions in use, snapshots excluded.
     companions: Vec<SegmentFile>,
+    /// Whether there are copies of the last block.
+    pub(crate) has_guard: bool,
     /// Names of files whose deletion is to be finished.
     pub(crate) leftovers: Vec<String>,
 }
@@ -35,6 +37,7 @@ impl Inventory {
         let (mut swaps, mut first_cleaned) = (Vec::new(), None::<Offset>);
         for entry in disk.list(dir)?.into_iter().filter(|entry| !entry.is_dir) {
             let Ok(file) = entry.name.parse::<SegmentFile>() else {
+                found.has_guard |= entry.name == names::LAST_BLOCK_GUARD;
                 if is_temporary(&entry.name) {
                     found.leftovers.push(entry.name);
                 }

@@ -59,6 +59,7 @@ impl<D: Disk> SegmentContext<'_, D> {
             batches: 0,
             epochs,
             side_end: None,
+            restored: Vec::new(),
             note: None,
         }))
     }

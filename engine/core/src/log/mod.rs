@@ -14,6 +14,10 @@ mod flip_tests;
 mod found;
 #[cfg(test)]
 mod golden_tests;
+mod guard;
+pub(crate) mod guard_file;
+#[cfg(test)]
+mod guard_tests;
 mod identity;
 mod inventory;
 mod load;

@@ -175,6 +175,9 @@ impl<P: Platform> Partition<P> {
                 segment.file = if parked { SegmentFile::Parked } else { SegmentFile::Closed };
             }
         }
+        if idle {
+            self.park_guard();
+        }
     }
 }
 

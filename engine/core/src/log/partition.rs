@@ -17,6 +17,7 @@ use crate::format::names::TopicId;
 use crate::format::names::TopicPartition;
 use crate::format::side_file::SegmentIdentity;
 use crate::log::LogConfig;
+use crate::log::guard::Guard;
 use crate::log::open_files::OpenFiles;
 use crate::log::segment::{Prepared, Segment, SegmentState};
 use crate::log::step::OpenedLog;
@@ -139,6 +140,8 @@ pub(crate) struct Partition<P: Platform> {
     pub(crate) open_files: OpenFiles,
     /// The next segment's file, made ahead of need.
     pub(crate) prepared: Prepared<P>,
+    /// Copies of the last block, if the partition has it guarded.
+    pub(crate) guard: Option<Guard<P>>,
     /// Fetches that wait for data: slot and generation; stale ones are dropped at the next wake-up.
     pub(crate) parked: Vec<(u32, u32)>,
     /// The deletions whose steps are under way, in order: who asked, `None` for retention, and the log start
@@ -183,6 +186,7 @@ impl<P: Platform> Partition<P> {
             roomless_since: None,
             open_files,
             prepared: Prepared::No,
+            guard: None,
             parked: Vec::new(),
             deletions: VecDeque::new(),
             queued: false,
@@ -194,6 +198,7 @@ impl<P: Platform> Partition<P> {
         let count = opened.segments.len();
         assert!(count > 0, "recovery leaves an active segment");
         self.topic_id = opened.topic_id;
+        self.guard = opened.guard.map(|guard| Guard::new(guard, &self.open_files));
         for (index, segment) in opened.segments.into_iter().enumerate() {
             let identity = self.identity(segment.base_offset);
             let segment =

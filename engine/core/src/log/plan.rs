@@ -2,6 +2,7 @@
 
 use crate::disk::Disk;
 use crate::error::{PartitionError, PartitionFailure};
+use crate::format::guard_slot::GuardSlot;
 use crate::format::names::{SegmentFileKind, TopicId};
 use crate::log::OnDamage;
 use crate::log::epochs::Epochs;
@@ -31,6 +32,7 @@ impl<D: Disk> Opening<'_, D> {
         inventory: &Inventory,
         topic_id: TopicId,
         epochs: &Epochs,
+        slots: &[GuardSlot],
         report: &mut RecoveryReport,
     ) -> Result<Plan<D>, PartitionError> {
         let bases: Vec<Offset> = inventory.segments.iter().copied().collect();
@@ -43,14 +45,20 @@ impl<D: Disk> Opening<'_, D> {
         let mut removed = removed.to_vec();
         let mut found = Vec::with_capacity(kept.len());
         for (i, &base_offset) in kept.iter().enumerate() {
-            found.push(self.read_segment(
-                base_offset,
-                kept.get(i + 1).copied(),
+            let context = SegmentContext {
+                disk: self.log_dir.disk(),
+                dir: &self.dir,
+                config: self.config,
+                lock_patience_ms: self.log_dir.options().lock_patience_ms,
+                tp: self.tp,
                 topic_id,
+                base_offset,
+                next_base: kept.get(i + 1).copied(),
+                read_only: self.log_dir.is_read_only(),
                 epochs,
-                recovery_point,
-                report,
-            )?);
+                slots,
+            };
+            found.push(self.read_segment(&context, recovery_point, report)?);
         }
         let mut segments = self.judge(found, recovery_point, &mut removed, report)?;
         let log_end_offset = segments.last().map_or(Offset::ZERO, |(found, _)| found.next_offset);
@@ -77,26 +85,11 @@ impl<D: Disk> Opening<'_, D> {
 
     fn read_segment(
         &self,
-        base_offset: Offset,
-        next_base: Option<Offset>,
-        topic_id: TopicId,
-        epochs: &Epochs,
+        context: &SegmentContext<'_, D>,
         recovery_point: Offset,
         report: &mut RecoveryReport,
     ) -> Result<Found<D>, PartitionError> {
-        let context = SegmentContext {
-            disk: self.log_dir.disk(),
-            dir: &self.dir,
-            config: self.config,
-            lock_patience_ms: self.log_dir.options().lock_patience_ms,
-            tp: self.tp,
-            topic_id,
-            base_offset,
-            next_base,
-            read_only: self.log_dir.is_read_only(),
-            epochs,
-        };
-        let durable = next_base.is_some_and(|next_base| next_base <= recovery_point);
+        let durable = context.next_base.is_some_and(|next_base| next_base <= recovery_point);
         if self.clean || durable {
             if let Some(found) = context.load()? {
                 return Ok(found);
@@ -107,6 +100,10 @@ impl<D: Disk> Opening<'_, D> {
         report.scanned = ByteCount::new(report.scanned.get() + found.file_len.get());
         report.batches += found.batches;
         report.notes.extend(found.note.take());
+        report.notes.extend(found.restored.iter().map(|slot| {
+            let path = context.path(SegmentFileKind::Log);
+            format!("{}: the block at {} was restored from its copy.", path.display(), slot.label.position)
+        }));
         Ok(found)
     }
 

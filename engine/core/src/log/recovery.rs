@@ -9,9 +9,12 @@ use std::path::PathBuf;
 use crate::disk::Disk;
 use crate::error::PartitionError;
 use crate::format::checkpoint;
+use crate::format::guard_slot::GuardSlot;
 use crate::format::names::{self, SegmentFileKind, TopicId, TopicPartition};
+use crate::format::side_file::SegmentIdentity;
 use crate::log::epochs::Epochs;
 use crate::log::files::{put_file, unlink_if_there};
+use crate::log::guard_file::{self, FoundGuard, OpenedGuard};
 use crate::log::identity::read_topic_id;
 use crate::log::inventory::{Inventory, segment_path, unlink_segment};
 use crate::log::log_dir::LogDir;
@@ -88,7 +91,12 @@ impl<D: Disk> Opening<'_, D> {
         let inventory = Inventory::read(disk, &self.dir)?;
         let (topic_id, is_new) = self.topic_id()?;
         let mut epochs = Epochs::read(disk, &self.dir, &mut report.notes)?;
-        let plan = self.plan(&inventory, topic_id, &epochs, &mut report)?;
+        let guard = if inventory.has_guard {
+            FoundGuard::read(self.log_dir, &self.dir, self.tp.partition(), topic_id)?
+        } else {
+            FoundGuard::none()
+        };
+        let plan = self.plan_restoring(&inventory, topic_id, &epochs, &guard.slots, &mut report)?;
         if plan.damage.is_some() {
             return self.serve_as_it_is(plan, topic_id, epochs, report);
         }
@@ -103,6 +111,7 @@ impl<D: Disk> Opening<'_, D> {
         let (start, end) = (plan.log_start_offset, plan.log_end_offset);
         let cut = plan.segments.iter().any(|(_, verdict)| *verdict == Verdict::End);
         let is_empty = plan.segments.is_empty();
+        let guard = self.guard(guard, &plan, topic_id)?;
         let segments = self.finish::<P>(plan, topic_id, &mut report)?;
         if !self.clean || cut {
             // Above those, too, whose batches are gone: no epoch stands for two lives.
@@ -110,7 +119,11 @@ impl<D: Disk> Opening<'_, D> {
         }
         epochs.truncate(if is_planted(Bug::LowerEpochOnReopen) { Offset::new(-1) } else { end });
         let leader_epoch = epochs.current(end);
-        let changed = epochs.put(disk, &self.dir)? || is_new || is_empty;
+        let unguarded = inventory.has_guard && guard.is_none();
+        if unguarded {
+            guard_file::remove(disk, &self.dir)?;
+        }
+        let changed = epochs.put(disk, &self.dir)? || is_new || is_empty || unguarded;
         if changed {
             disk.sync_dir(&self.dir)?;
         }
@@ -127,11 +140,34 @@ impl<D: Disk> Opening<'_, D> {
             read_only: false,
             failure: None,
             topic_id,
+            guard,
             log_start_offset: start,
             leader_epoch,
             recovery: report,
         };
         Ok(Box::new(opened))
+    }
+
+    /// The plan with the help of copies of last blocks. Not after a clean stop, when nothing was in flight, and not for what
+    /// is to be served as it is.
+    fn plan_restoring(
+        &self,
+        inventory: &Inventory,
+        topic_id: TopicId,
+        epochs: &Epochs,
+        slots: &[GuardSlot],
+        report: &mut RecoveryReport,
+    ) -> Result<Plan<D>, PartitionError> {
+        let before = report.clone();
+        let slots = if self.clean { &[] } else { slots };
+        let plan = self.plan(inventory, topic_id, epochs, slots, report)?;
+        let restores = plan.segments.iter().any(|(found, _)| !found.restored.is_empty());
+        if plan.damage.is_none() || !restores {
+            return Ok(plan);
+        }
+        drop(plan); // and with it the locks
+        *report = before;
+        self.plan(inventory, topic_id, epochs, &[], report)
     }
 
     /// As [`Self::run`], for a directory that must not be changed: what would be cut or removed is left out
@@ -145,7 +181,7 @@ impl<D: Disk> Opening<'_, D> {
         let inventory = Inventory::read(disk, &self.dir)?;
         let topic_id = read_topic_id(disk, &self.dir)?.unwrap_or(TopicId::ZERO);
         let epochs = Epochs::read(disk, &self.dir, &mut report.notes)?;
-        let plan = self.plan(&inventory, topic_id, &epochs, &mut report)?;
+        let plan = self.plan(&inventory, topic_id, &epochs, &[], &mut report)?;
         self.serve_as_it_is(plan, topic_id, epochs, report)
     }
 
@@ -168,9 +204,16 @@ impl<D: Disk> Opening<'_, D> {
         let (read_only, failure) = (self.log_dir.is_read_only(), plan.damage.clone());
         let segments = self.hand_over::<P>(plan)?;
         let leader_epoch = epochs.current(end);
-        let opened =
-            OpenedLog { segments, read_only, failure, topic_id, log_start_offset, leader_epoch, recovery };
-        Ok(Box::new(opened))
+        Ok(Box::new(OpenedLog {
+            segments,
+            read_only,
+            failure,
+            topic_id,
+            guard: None,
+            log_start_offset,
+            leader_epoch,
+            recovery,
+        }))
     }
 
     /// Removes what is to go. Afterwards the segments that stay can be cut in any order.
@@ -201,6 +244,26 @@ impl<D: Disk> Opening<'_, D> {
         Ok(())
     }
 
+    /// Restores what was read from copies, and guards the last block before it is cut or appended to.
+    fn guard(
+        &self,
+        guard: FoundGuard<D>,
+        plan: &Plan<D>,
+        topic_id: TopicId,
+    ) -> Result<Option<OpenedGuard<D::File>>, PartitionError> {
+        for (found, _) in &plan.segments {
+            guard_file::restore(self.log_dir.disk(), &self.dir, found)?;
+        }
+        if !self.config.guard_last_block {
+            return Ok(None);
+        }
+        let partition = self.tp.partition();
+        let last = plan.segments.last().map(|(found, _)| {
+            (found, SegmentIdentity { topic_id, partition, base_offset: found.base_offset })
+        });
+        guard.guard(self.log_dir, &self.dir, last).map(Some)
+    }
+
     /// Cuts the segments, writes their companions, and hands them over.
     fn finish<P>(
         &self,
@@ -220,7 +283,7 @@ impl<D: Disk> Opening<'_, D> {
             }
             // The companions of a segment that goes on need not be durable, unless older ones would reach beyond a cut.
             let durable = i != active || *verdict == Verdict::End;
-            repair_segment(disk, &self.dir, found, durable)?;
+            repair_segment(disk, &self.dir, found, self.config, durable)?;
         }
         let base_offset = plan.log_start_offset;
         let mut segments = self.hand_over::<P>(plan)?;

@@ -28,6 +28,7 @@ pub(crate) fn repair_segment<D: Disk>(
     disk: &D,
     dir: &Path,
     found: &Found<D>,
+    config: &LogConfig,
     durable: bool,
 ) -> Result<(), DiskError> {
     let path = |kind| segment_path(dir, found.base_offset, kind);
@@ -38,7 +39,7 @@ pub(crate) fn repair_segment<D: Disk>(
         disk.sync(file)?;
     }
     if found.scanned && !is_planted(Bug::SkipRewrite) {
-        rewrite_unvouched(disk, &path(SegmentFileKind::Log), found)?;
+        make_durable(disk, &path(SegmentFileKind::Log), found, config.guard_last_block)?;
     }
     let put = |path: PathBuf, bytes: &[u8]| put_companion(disk, &path, bytes, durable);
     if found.scanned {
@@ -54,8 +55,12 @@ pub(crate) fn repair_segment<D: Disk>(
 /// Writes what was accepted once more, and syncs. After a failed flush the batches may be in a cache that loses them
 /// and calls itself clean: a sync alone would then promise what it does not keep. What the side file vouches for was
 /// flushed before the side file was written, and is left alone.
-fn rewrite_unvouched<D: Disk>(disk: &D, path: &Path, found: &Found<D>) -> Result<(), DiskError> {
-    let vouched = found.side_end.unwrap_or(Position::ZERO).min(found.end);
+///
+/// Where the last block is guarded, the device may destroy what it is writing, so that acknowledged bytes are not written
+/// without need. Such a log is written past the page cache: what was read is on the device, if only in its cache, and
+/// the sync flushes that.
+fn make_durable<D: Disk>(disk: &D, path: &Path, found: &Found<D>, guarded: bool) -> Result<(), DiskError> {
+    let vouched = if guarded { found.end } else { found.side_end.unwrap_or(Position::ZERO).min(found.end) };
     // Through the page cache, so that the last block need not be padded.
     let target = disk.open(path, OpenMode::ReadWrite, Caching::Buffered)?;
     let device = open_around_cache(disk, path)?;

@@ -1,9 +1,10 @@
 //! Reading a segment from its first batch to its last: after a stop that was not clean, and where indexes are no help.
 
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskError};
 use crate::error::PartitionError;
 use crate::format::batch::BatchHeader;
 use crate::format::checkpoint::EpochStart;
+use crate::format::guard_slot::GuardSlot;
 use crate::format::index::{IndexError, OffsetIndex, TimeIndex};
 use crate::format::index_build::IndexBuilder;
 use crate::format::names::SegmentFileKind;
@@ -39,11 +40,7 @@ impl<D: Disk> SegmentContext<'_, D> {
         let file_len = reader.len();
         let mut read = Rescan::new(self, file_len, side);
         let ending = loop {
-            let header = match reader.batch(
-                read.end,
-                read.next_offset,
-                if is_planted(Bug::AcceptBadChecksum) { Check::Header } else { Check::Crc },
-            )? {
+            let header = match self.next_batch(&mut reader, &mut read)? {
                 Ok(header) => header,
                 Err(StopReason::End) => break Ending::Whole,
                 Err(other) => break Ending::Damage(describe(other)),
@@ -82,8 +79,35 @@ impl<D: Disk> SegmentContext<'_, D> {
             batches: read.batches,
             epochs: read.epochs,
             side_end: side.filter(|_| !read.stale).map(SideFile::end_position),
+            restored: read.restored,
             note,
         })
+    }
+
+    /// The next batch. Where there is none, and a copy of the block there goes further than the batches so far: the one
+    /// that there is with the copy.
+    fn next_batch<'a>(
+        &'a self,
+        reader: &mut SegmentReader<'a, D>,
+        read: &mut Rescan<'_>,
+    ) -> Result<Result<BatchHeader, StopReason>, DiskError> {
+        let check = if is_planted(Bug::AcceptBadChecksum) { Check::Header } else { Check::Crc };
+        let found = reader.batch(read.end, read.next_offset, check)?;
+        if found.is_ok() {
+            return Ok(found);
+        }
+        let here =
+            |slot: &&GuardSlot| slot.label.identity.base_offset == self.base_offset && slot.end() > read.end;
+        for slot in self.slots.iter().filter(here) {
+            let before = reader.lay_over(Some(slot));
+            let with_copy = reader.batch(read.end, read.next_offset, check)?;
+            if with_copy.is_ok() {
+                read.restored.push(slot.clone());
+                return Ok(with_copy);
+            }
+            reader.lay_over(before);
+        }
+        Ok(found)
     }
 
     /// What the operator should know of batches that are whole, and yet not what was written one after the other.
@@ -124,6 +148,7 @@ struct Rescan<'a> {
     /// Whether the side file describes other batches than these.
     stale: bool,
     batches: u64,
+    restored: Vec<GuardSlot>,
     epochs: Vec<EpochStart>,
     /// The first batch whose leader epoch is lower than one before it, and that epoch.
     fallen: Option<(Position, LeaderEpoch)>,
@@ -144,6 +169,7 @@ impl<'a> Rescan<'a> {
             verifier: side.map(ChainVerifier::new),
             stale: false,
             batches: 0,
+            restored: Vec::new(),
             epochs: Vec::new(),
             fallen: None,
             first_timestamp: Timestamp::NONE,

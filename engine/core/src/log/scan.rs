@@ -8,6 +8,7 @@ use crate::format::batch::{
     BATCH_LEN_MAX_STORABLE, BatchError, BatchHeader, CRC_START, HEADER_LEN, LOG_OVERHEAD,
 };
 use crate::format::crc::{Crc32c, crc32_legacy};
+use crate::format::guard_slot::GuardSlot;
 use crate::format::walk::{Check, StopReason, is_zero};
 use crate::platform::DIRECT_IO_ALIGN;
 use crate::types::{ByteCount, Offset, Position};
@@ -27,6 +28,8 @@ pub(crate) struct SegmentReader<'a, D: Disk> {
     start: u64,
     filled: usize,
     read: u64,
+    /// Shown in the place of the file's bytes.
+    overlay: Option<&'a GuardSlot>,
 }
 
 impl<'a, D: Disk> SegmentReader<'a, D> {
@@ -34,12 +37,29 @@ impl<'a, D: Disk> SegmentReader<'a, D> {
     pub(crate) fn new(disk: &'a D, file: &'a D::File, block_len: ByteCount) -> Result<Self, DiskError> {
         let len = disk.len(file)?.get();
         let block_len = block_len.get().min(len.next_multiple_of(DIRECT_IO_ALIGN)) as usize;
-        Ok(Self { disk, file, len, block: vec![0; block_len], start: 0, filled: 0, read: 0 })
+        Ok(Self { disk, file, len, block: vec![0; block_len], start: 0, filled: 0, read: 0, overlay: None })
     }
 
     /// Length of the file.
     pub(crate) fn len(&self) -> Position {
         Position::new(self.len)
+    }
+
+    /// From now on shows the slot's bytes in the place of the file's, as far as that reaches; those of one slot at a time.
+    /// Returns what was shown before.
+    pub(crate) fn lay_over(&mut self, slot: Option<&'a GuardSlot>) -> Option<&'a GuardSlot> {
+        self.filled = 0;
+        std::mem::replace(&mut self.overlay, slot)
+    }
+
+    fn show_overlay(&mut self) {
+        let Some(slot) = self.overlay else { return };
+        let (read_end, at) = (self.start + self.filled as u64, slot.label.position.get());
+        let (from, to) = (at.max(self.start), slot.end().get().min(read_end));
+        if from < to {
+            self.block[(from - self.start) as usize..(to - self.start) as usize]
+                .copy_from_slice(&slot.bytes[(from - at) as usize..(to - at) as usize]);
+        }
     }
 
     /// Up to `want` bytes at `at`; fewer only at the end of the file or of the block.
@@ -51,6 +71,7 @@ impl<'a, D: Disk> SegmentReader<'a, D> {
             let len = (self.len.saturating_sub(self.start) as usize).min(self.block.len());
             self.filled = self.disk.read_at(self.file, Position::new(self.start), &mut self.block[..len])?;
             self.read += self.filled as u64;
+            self.show_overlay();
         }
         let from = (at.saturating_sub(self.start) as usize).min(self.filled);
         let to = (end.saturating_sub(self.start) as usize).clamp(from, self.filled);

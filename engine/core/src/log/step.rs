@@ -10,6 +10,7 @@ use crate::error::{PartitionError, PartitionFailure};
 use crate::format::index_build::IndexBuilder;
 use crate::format::names::{TopicId, TopicPartition};
 use crate::format::side_file::SideFileBuilder;
+use crate::log::guard_file::{self, OpenedGuard};
 use crate::log::log_dir::LogDir;
 use crate::log::recovery::open_partition;
 use crate::log::scrub::{Piece, Scrubbed, scrub};
@@ -61,6 +62,11 @@ pub enum Step<P: Platform> {
         base_offset: Offset,
         /// Whether it will be written again: then its lock is taken.
         write: bool,
+    },
+    /// Open the guard file again to write it; see [`StepOutput::GuardOpened`].
+    OpenGuard {
+        /// Which partition.
+        name: TopicPartition,
     },
     /// Reserve blocks ahead of the writer; see [`StepOutput::Extended`].
     Extend {
@@ -164,6 +170,8 @@ pub enum StepOutput<P: Platform> {
     SegmentPrepared(Result<PreparedSegment<P::File>, PartitionError>),
     /// From [`Step::OpenSegment`].
     SegmentOpened(Result<P::File, PartitionError>),
+    /// From [`Step::OpenGuard`].
+    GuardOpened(Result<P::File, PartitionError>),
     /// From [`Step::Extend`]: the new end of the reserved blocks.
     Extended(Result<Position, DiskError>),
     /// From [`Step::WriteCompanions`].
@@ -201,6 +209,8 @@ pub struct OpenedLog<P: Platform> {
     pub failure: Option<PartitionFailure>,
     /// The topic's id, from `partition.metadata`.
     pub topic_id: TopicId,
+    /// The guard file of a partition that has its last block guarded.
+    pub guard: Option<OpenedGuard<P::File>>,
     /// First offset that may be read.
     pub log_start_offset: Offset,
     /// The epoch of appends from now on; raised after an unclean stop.
@@ -274,6 +284,7 @@ impl<P: Platform> Step<P> {
             | Step::CreateSegment { name, .. }
             | Step::PrepareSegment { name, .. }
             | Step::OpenSegment { name, .. }
+            | Step::OpenGuard { name }
             | Step::DeleteSegments { name, .. }
             | Step::Close { name, .. }
             | Step::DeletePartition { name } => Some(name),
@@ -304,6 +315,7 @@ impl<P: Platform> Step<P> {
             Step::Open { .. } | Step::OpenSegment { .. } | Step::Scrub(_) => self.run_freely(log_dir),
             Step::CreateSegment { .. } => StepOutput::SegmentCreated(Err(PartitionError::ReadOnly)),
             Step::PrepareSegment { .. } => StepOutput::SegmentPrepared(Err(PartitionError::ReadOnly)),
+            Step::OpenGuard { .. } => StepOutput::GuardOpened(Err(PartitionError::ReadOnly)),
             Step::Extend { .. } => StepOutput::Extended(Err(refused())),
             Step::WriteCompanions(_) => StepOutput::CompanionsWritten(Err(refused())),
             Step::Seal { .. } => StepOutput::Sealed(Err(refused())),
@@ -337,6 +349,7 @@ impl<P: Platform> Step<P> {
                 let open = if write { segments::reopen_segment } else { segments::open_segment };
                 StepOutput::SegmentOpened(open(log_dir, &name, &config, base_offset))
             }
+            Step::OpenGuard { name } => StepOutput::GuardOpened(guard_file::reopen_guard(log_dir, &name)),
             Step::Extend { file, from, to, zero } => {
                 StepOutput::Extended(log_dir.disk().preallocate(&file, from, to, zero).map(|()| to))
             }

@@ -52,6 +52,7 @@ impl<P: Platform> Partition<P> {
             self.push_seal(index, ops);
             self.push_companions(index, ops);
         }
+        self.push_guard_open(now, ops);
         self.push_prepare(now, zero, ops);
         self.push_close(ops);
     }

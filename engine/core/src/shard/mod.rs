@@ -189,13 +189,15 @@ impl<P: Platform, S: Service> Shard<P, S> {
     pub fn handle_event(&mut self, now: Now, event: Event<P>, ops: &mut Ops<P>) {
         let Self { service, core, .. } = self;
         match event {
-            Event::Written { token, result } => {
-                if let Purpose::Commit(id) = Purpose::of(token) {
-                    core.with_partition(now, id, |core, partition| {
-                        partition.handle_written(&mut core.memory, now, result, ops, &mut core.outcomes);
-                    });
-                }
-            }
+            Event::Written { token, result } => match Purpose::of(token) {
+                Purpose::Commit(id) => core.with_partition(now, id, |core, partition| {
+                    partition.handle_written(&mut core.memory, now, result, ops, &mut core.outcomes);
+                }),
+                Purpose::GuardCopy(id) => core.with_partition(now, id, |core, partition| {
+                    partition.handle_copied(&mut core.memory, now, result, ops, &mut core.outcomes);
+                }),
+                other => debug_assert!(false, "no write for {other:?}"),
+            },
             Event::Synced { token, result } => {
                 if let Purpose::CommitSync(id) = Purpose::of(token) {
                     core.with_partition(now, id, |core, partition| {

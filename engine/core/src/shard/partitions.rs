@@ -152,6 +152,7 @@ impl<P: Platform, C> Core<P, C> {
             StepOutput::SegmentOpened(result) => {
                 opened = Some(partition.handle_segment_opened(uid, now, result, outcomes));
             }
+            StepOutput::GuardOpened(result) => partition.handle_guard_opened(now, result, outcomes),
             StepOutput::Extended(result) => {
                 self.stats.zeros_len += partition.handle_extended(uid, now, result, outcomes);
             }

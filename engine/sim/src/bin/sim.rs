@@ -25,10 +25,11 @@ const USAGE: &str = "usage: cargo sim -- PLAN [--lines N]           run one seed
                                                run seeds until there are N crash points, and write range, counts
                                                and time to a file
        cargo sim -- --errors A..B              fail every operation of these seeds' short runs, with every error
-       cargo sim -- --spoiled A..B             how often a power cut loses what was acknowledged if it makes garbage
-                                               of a sector that is being written
+       cargo sim -- --spoiled A..B [--guard]   how often a power cut loses what was acknowledged if it makes garbage
+                                               of a sector that is being written; with every last block guarded:
+                                               fail if it ever does
        cargo sim -- --lies                     let the machine lie until a seed notices
-PLAN:  SEED [--without DECISIONS] [--lie NAME] [--blow OPERATION ERROR] [--rush] [--spoil]";
+PLAN:  SEED [--without DECISIONS] [--lie NAME] [--blow OPERATION ERROR] [--rush] [--spoil] [--guard]";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -47,7 +48,8 @@ fn main() -> ExitCode {
             })
         }
         ["--errors", range] => with(parse_range(range), errors),
-        ["--spoiled", range] => with(parse_range(range), spoiled),
+        ["--spoiled", range] => with(parse_range(range), |seeds| spoiled(seeds, false)),
+        ["--spoiled", range, "--guard"] => with(parse_range(range), |seeds| spoiled(seeds, true)),
         ["--lies"] => lies(),
         ["--shrink", ref plan @ ..] => with(parse_plan(plan), |(plan, _)| small(&plan)),
         ref plan => with(parse_plan(plan), |(plan, lines)| one(plan, lines)),
@@ -92,6 +94,10 @@ fn parse_plan(words: &[&str]) -> Option<(Plan, usize)> {
             }
             ["--spoil", rest @ ..] => {
                 plan.spoil = true;
+                rest
+            }
+            ["--guard", rest @ ..] => {
+                plan.guard = true;
                 rest
             }
             ["--lines", count, rest @ ..] => {
@@ -163,23 +169,24 @@ fn errors(seeds: Range<u64>) -> ExitCode {
 }
 
 /// What a medium costs that does not write its sectors atomically.
-fn spoiled(seeds: Range<u64>) -> ExitCode {
-    let (mut sum, mut lost) = (Outcome::default(), BTreeMap::<String, u64>::new());
+fn spoiled(seeds: Range<u64>, guard: bool) -> ExitCode {
+    let (mut sum, mut lost) = (Outcome::default(), BTreeMap::<String, (u64, String)>::new());
     for seed in seeds.clone() {
-        match run_plan(&Plan { spoil: true, ..Plan::of(seed) }) {
+        match run_plan(&Plan { spoil: true, guard, ..Plan::of(seed) }) {
             Ok(outcome) => sum.add(&outcome),
             Err(failure) => {
-                *lost.entry(failure.kind()).or_default() += 1;
+                let first = (0, failure.plan.to_string());
+                lost.entry(failure.kind()).or_insert(first).0 += 1;
             }
         }
     }
-    let failed: u64 = lost.values().sum();
+    let failed: u64 = lost.values().map(|(count, _)| count).sum();
     println!(
         "seeds {seeds:?}: {failed} runs ended with a loss or a refusal; in the others {} power cuts met a write in flight",
         sum.cut_in_write
     );
-    lost.iter().for_each(|(story, count)| println!("{count:>8} {story}"));
-    ExitCode::SUCCESS
+    lost.iter().for_each(|(story, (count, plan))| println!("{count:>8} {story}: {plan}"));
+    if guard && failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 /// Every lie of the machine, until a seed notices it.
