@@ -49,7 +49,8 @@ fn destroy_in(disk: &MemoryDisk, base_offset: i64, at: usize) {
 
 /// Whether opening refuses the log of twenty batches, or cuts it.
 fn loses(disk: &MemoryDisk) -> bool {
-    open(disk, &guarded()).map_or_else(|error| matches!(error, PartitionError::Corrupt { .. }), |log| shape(&log).1 < 20)
+    open(disk, &guarded())
+        .map_or_else(|error| matches!(error, PartitionError::Corrupt { .. }), |log| shape(&log).1 < 20)
 }
 
 /// Whichever sector of the last block the device has destroyed, every batch is there, and the next opening finds nothing

@@ -115,7 +115,8 @@ impl<D: Disk> Opening<'_, D> {
         report: &mut RecoveryReport,
     ) -> Result<Vec<(Found<D>, Verdict)>, PartitionError> {
         let (clean, durability) = (self.clean, self.config.durability);
-        let past = Past { recovery_point, durability, clean };
+        let guarded = self.config.guard_last_block;
+        let past = Past { recovery_point, durability, clean, guarded };
         let last_with_batches = found.iter().rposition(|found| found.end > Position::ZERO);
         let bases: Vec<Offset> = found.iter().map(|found| found.base_offset).collect();
         let mut segments: Vec<(Found<D>, Verdict)> = Vec::with_capacity(found.len());

@@ -37,6 +37,8 @@ pub(crate) struct Past {
     pub(crate) durability: Durability,
     /// Whether the log was closed cleanly: its files then end where their batches end.
     pub(crate) clean: bool,
+    /// Whether the device may have left garbage where it was writing: the last block is guarded for that.
+    pub(crate) guarded: bool,
 }
 
 /// What to do with a segment.
@@ -81,7 +83,9 @@ pub(crate) fn judge<D: Disk>(
         // The log is whole: this is the space reserved ahead of a segment that was not sealed any more.
         return Ok(Verdict::Trim);
     }
-    if let Some(format) = reader.foreign_format(found.end, found.next_offset)? {
+    // A format of later times shows by numbers alone, which garbage may hold; the older ones have a checksum.
+    let foreign = reader.foreign_format(found.end, found.next_offset)?;
+    if let Some(format) = foreign.filter(|format| *format < 2 || past.clean || !past.guarded) {
         return Ok(Verdict::Foreign(format));
     }
     if is_planted(Bug::CutInTheMiddle) {

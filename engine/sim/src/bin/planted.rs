@@ -254,7 +254,8 @@ fn run(test: &str, bug: Option<Bug>) -> String {
 /// For every bug, or for one, the first seed from this one on that notices it and what is said then.
 fn find(name: Option<&str>, first: u64) -> ExitCode {
     for bug in Bug::ALL.iter().filter(|bug| name.is_none_or(|name| *name == format!("{bug:?}"))) {
-        match (first..first + SEEDS_MAX).find_map(|seed| Some((seed, story(Some(*bug), &plan(*bug, seed))?))) {
+        match (first..first + SEEDS_MAX).find_map(|seed| Some((seed, story(Some(*bug), &plan(*bug, seed))?)))
+        {
             Some((seed, story)) => println!("(Bug::{bug:?}, {seed}, {story:?}),"),
             None => println!("// {bug:?}: nothing in {SEEDS_MAX} seeds from {first} on"),
         }
