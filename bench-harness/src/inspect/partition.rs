@@ -133,12 +133,8 @@ fn orphans(context: &mut Context<'_>, dir: &Path, base: Offset, kinds: &[Segment
 
 fn others(context: &mut Context<'_>, dir: &Path, files: &Files) -> Result<(), InspectError> {
     for name in &files.others {
-        let known = [
-            names::LEADER_EPOCH_CHECKPOINT,
-            names::PARTITION_METADATA,
-            names::LAST_BLOCK_GUARD,
-            names::LOCK,
-        ];
+        let known =
+            [names::LEADER_EPOCH_CHECKPOINT, names::PARTITION_METADATA, names::LAST_BLOCK_GUARD, names::LOCK];
         let path = dir.join(name);
         if known.contains(&name.as_str()) {
             continue;
