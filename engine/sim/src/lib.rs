@@ -9,6 +9,8 @@ mod answers;
 pub mod batches;
 pub mod campaign;
 mod clients;
+#[cfg(test)]
+mod commit_tests;
 pub mod coverage;
 mod damage;
 pub mod disk;
