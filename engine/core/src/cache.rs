@@ -3,10 +3,10 @@
 //! Owns one lease per cached chunk, and the reads that are under way to fill one. A chunk covers a
 //! position range that is aligned to its own length, so that a granule of [`CHUNK_LEN_MIN`] is in at
 //! most one chunk (I7). Scan-resistant: what a reader brought from the disk waits in a short
-//! queue and leaves it unless it is asked for again later, be it after it had to leave (`ghosts`); what was written
-//! lately, or asked for again, is in the main queue. Both are given up in order of age, as the arena lays them out, so that whole pages empty at a
-//! time; only what is asked for far more often than its likes stays. Several readers of one cold range wait for one
-//! read.
+//! queue (`window`) and leaves it unless it is asked for again later, be it after it had to leave (`ghosts`); what was
+//! written lately, or asked for again, is in the main queue. Both are given up in order of age, as the arena lays them
+//! out, so that whole pages empty at a time; only what is asked for far more often than its likes stays. Several readers
+//! of one cold range wait for one read.
 //!
 //! Units: positions in a segment file. Does not read, does not allocate after construction but where the device fails.
 
@@ -15,10 +15,12 @@ mod evict;
 mod ghosts;
 mod holes;
 mod loading;
+mod window;
 
 use rustc_hash::FxHashMap;
 
 use self::ghosts::Ghosts;
+use self::window::Window;
 use crate::demand::UsualDemand;
 use crate::platform::{CHUNK_LEN_MIN, Lease};
 use crate::types::{ByteCount, Position};
@@ -106,6 +108,7 @@ pub struct ReadCache<L> {
     main: Ends,
     usual_demand: UsualDemand,
     ghosts: Ghosts,
+    window: Window,
     /// Entries with holes.
     holed_count: u32,
     /// Lookups so far; wraps.
@@ -126,6 +129,7 @@ impl<L: Lease> ReadCache<L> {
             main: EMPTY,
             usual_demand: UsualDemand::default(),
             ghosts: Ghosts::new(granules),
+            window: Window::new(arena_len_max),
             holed_count: 0,
             lookups: 0,
         }
@@ -154,6 +158,11 @@ impl<L: Lease> ReadCache<L> {
             (Some(lease), Some(holes)) => holes.lookup(lease, position, start..end),
             (None, _) => Lookup::Missing,
         }
+    }
+
+    /// Whether nothing of a range is in memory or on its way.
+    pub fn is_absent(&self, uid: SegmentUid, position: Position, len: ByteCount) -> bool {
+        granules_of(position, len).all(|granule| !self.granules.contains_key(&(uid, granule)))
     }
 
     /// Whether a position is in memory; no use of it.

@@ -195,6 +195,42 @@ fn what_returns_between_scans_stays() {
     assert!(missing < 8 * 8, "reads of what is in use: {loads:?}");
 }
 
+/// A granule that a reader of old data wants: from memory, or from the disk as the shard reads it. Whether it was read.
+fn scan(cache: &mut ReadCache<Tag>, capacity: ByteCount, granule: u64) -> bool {
+    if resident(cache, granule).is_some() {
+        return false;
+    }
+    while cache.recycle(len(1), capacity) || cache.len() >= capacity && cache.evict(capacity) {}
+    let entry = cache.begin_load(UID, at(granule), len(1)).unwrap();
+    let generation = cache.generation(entry);
+    cache.end_load(entry, generation, Some(tag(granule, len(1))));
+    true
+}
+
+/// A reader of old data goes round in a window, whatever else of the arena is free.
+#[test]
+fn a_scan_uses_little_memory() {
+    let mut cache = ReadCache::<Tag>::new(len(GRANULES));
+    (0..10_000).for_each(|granule| assert!(scan(&mut cache, len(64), granule)));
+    assert_eq!(cache.len(), len(16), "a quarter");
+}
+
+/// Where a second reader follows at a distance that the window is too narrow for, it widens, and the disk is read once.
+/// It narrows again when the second has gone, so that what a third wants is all that stays.
+#[test]
+fn the_window_widens_for_readers_at_a_distance() {
+    let mut cache = ReadCache::<Tag>::new(len(GRANULES));
+    let (capacity, distance) = (len(64), 30);
+    let mut again = 0;
+    for granule in distance..5000 {
+        assert!(scan(&mut cache, capacity, granule));
+        again += u64::from(scan(&mut cache, capacity, granule - distance));
+    }
+    assert!(again < distance + 500, "{again} of 5000 read twice");
+    (5000..6000).for_each(|granule| _ = scan(&mut cache, capacity, granule));
+    assert_eq!(cache.len(), len(16));
+}
+
 /// Makes room for one granule in a cache of `capacity`, and appends one.
 fn roll(cache: &mut ReadCache<Tag>, capacity: ByteCount, granule: u64) {
     while cache.len() >= capacity {

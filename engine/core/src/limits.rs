@@ -56,7 +56,8 @@ pub struct ShardLimits {
     pub commits_in_flight_max: u32,
     /// Bytes of cold reads in flight.
     pub cold_read_bytes_max: ByteCount,
-    /// Length of a cold read, unless commits suffer from so long ones: a power of two between the chunk limits.
+    /// Length of a cold read where at least half as much is wanted, unless commits suffer from so long ones: a power of
+    /// two between the chunk limits.
     pub cold_read_len: ByteCount,
     /// Bytes read ahead of a reader that goes through old data from one fetch to the next; zero reads none.
     /// Only while no other read of old data is under way.
@@ -88,7 +89,7 @@ impl Default for ShardLimits {
             acks_waiting_max: 8192,
             commits_in_flight_max: 64,
             cold_read_bytes_max: ByteCount::mib(16),
-            cold_read_len: ByteCount::kib(256),
+            cold_read_len: CHUNK_LEN_MAX,
             cold_ahead_len: ByteCount::mib(1),
             cold_by_splice: false,
             recall_ms: 10,

@@ -102,6 +102,13 @@ impl<P: Platform> Memory<P> {
 
     /// A chunk of `len` bytes, at the cost of cached chunks. `None`: wait for memory to come back.
     pub(crate) fn take(&mut self, len: ByteCount, content: Content) -> Option<P::Chunk> {
+        if content == Content::Read {
+            for _ in 0..EVICTIONS_PER_TAKE {
+                if !self.cache.recycle(len, self.arena.capacity()) {
+                    break;
+                }
+            }
+        }
         for _ in 0..EVICTIONS_PER_TAKE {
             if let Some(chunk) = self.arena.take(len, content) {
                 return Some(chunk);

@@ -235,7 +235,7 @@ fn draw_limits(partitions: usize, batch_len_max: u64, prng: &mut Prng) -> (Shard
         slab_bounces: *prng.pick(&[1, 2, 16]),
         slabs_max: *prng.pick(&[1, 1, 2]),
     };
-    let cold_read_len = *prng.pick(&[64u64, 64, 128, 256]) << 10;
+    let cold_read_len = *prng.pick(&[64u64, 64, 128, 1024]) << 10;
     let limits = ShardLimits {
         // More may be asked for than is to be had.
         arena_len_max: ByteCount::new(SLAB_LEN.get() * (memory.slabs_max as u64 + prng.below(2))),

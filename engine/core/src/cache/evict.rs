@@ -26,16 +26,33 @@ impl<L: Lease> ReadCache<L> {
         };
         match index {
             Some(index) => {
-                let entry = &self.entries[index as usize];
-                if entry.queue == Queue::Probation {
-                    self.ghosts.note(entry.uid, entry.position, entry.hits);
-                }
-                self.unlink(index);
-                self.release(index);
+                self.give_up(index);
                 true
             }
             None => false,
         }
+    }
+
+    /// Gives up a once-read chunk if such chunks, with another of `len` bytes, fill more than their window. `false` if not.
+    pub(crate) fn recycle(&mut self, len: ByteCount, capacity: ByteCount) -> bool {
+        if self.probation.len.get() + len.get() <= self.window.len(capacity).get() {
+            return false;
+        }
+        let Some(index) = self.oldest_of_probation() else { return false };
+        self.give_up(index);
+        true
+    }
+
+    fn give_up(&mut self, index: u32) {
+        let entry = &self.entries[index as usize];
+        if entry.queue == Queue::Probation {
+            self.ghosts.note(entry.uid, entry.position, entry.hits);
+            if entry.hits == 0 {
+                self.window.narrow(entry.len);
+            }
+        }
+        self.unlink(index);
+        self.release(index);
     }
 
     fn oldest_of_probation(&mut self) -> Option<u32> {

@@ -34,7 +34,10 @@ impl<L: Lease> ReadCache<L> {
         let entry = &mut self.entries[index as usize];
         entry.queue = Queue::Loading;
         // Asked for again, if it was here before.
-        entry.hits = self.ghosts.take(uid, position).map_or(0, |hits| hits.saturating_add(1));
+        if let Some(hits) = self.ghosts.take(uid, position) {
+            entry.hits = hits.saturating_add(1);
+            self.window.widen(len);
+        }
         Some(index)
     }
 

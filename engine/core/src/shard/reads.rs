@@ -21,6 +21,9 @@ use crate::shard::Core;
 use crate::token::Purpose;
 use crate::types::{ByteCount, Position};
 
+/// Length of a read where less is wanted than half of a long one, or some of that is in memory.
+const SHORT_READ_LEN: ByteCount = ByteCount::kib(256);
+
 /// How a range comes into memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reading {
@@ -121,10 +124,12 @@ impl<P: Platform, C> Core<P, C> {
         reading: Reading,
     ) {
         let cached = reading == Reading::ThroughPageCache;
-        let wanted = match reading {
+        let long = match reading {
             Reading::Edge => CHUNK_LEN_MIN,
             _ => self.scheduler.read_len().min(self.memory.tail_chunk_len_max().max(CHUNK_LEN_MIN)),
         };
+        let short = long.min(SHORT_READ_LEN);
+        let is_scan = until.max(position).since(position).get() >= long.get() / 2;
         let mut at = position;
         while at < until {
             // Reading it again would take it from those who wait to send it.
@@ -132,7 +137,9 @@ impl<P: Platform, C> Core<P, C> {
                 at = at.align_down(CHUNK_LEN_MIN.get()).plus(CHUNK_LEN_MIN);
                 continue;
             }
-            let mut len = wanted;
+            // A long read would bring much that nobody wants, or bring again what is there.
+            let is_long = is_scan && self.memory.cache.is_absent(uid, at.align_down(long.get()), long);
+            let mut len = if is_long { long } else { short };
             let entry = loop {
                 let start = at.align_down(len.get());
                 if let Some(entry) = self.memory.cache.begin_load(uid, start, len) {

@@ -90,6 +90,11 @@ impl LinuxArena {
         {
             return Some(run);
         }
+        // A page that was read into lately, and has returned, rather than the next that nobody has touched: see the window
+        // of the read cache.
+        if kind == Kind::Read {
+            self.collect();
+        }
         let slab = self.slabs.iter().position(|slab| slab.empty() != 0)?;
         let page = self.slabs[slab].empty().trailing_zeros() as usize;
         self.filling[kind as usize] = Some((slab, page));
