@@ -231,6 +231,17 @@ fn the_window_widens_for_readers_at_a_distance() {
     assert_eq!(cache.len(), len(16));
 }
 
+/// A read leaves what is in use its share, whatever else holds the memory; beyond it, the oldest goes.
+#[test]
+fn reads_leave_what_is_in_use_its_share() {
+    let mut cache = ReadCache::<Tag>::new(len(GRANULES));
+    (0..40).for_each(|granule| insert(&mut cache, granule, 1, granule));
+    let gone = (0..40).take_while(|_| cache.evict_sparing(len(64))).count();
+    assert_eq!((gone, cache.len()), (8, len(32)), "a half stays");
+    assert!(scan(&mut cache, len(64), 50) && cache.evict_sparing(len(64)) && !cache.evict_sparing(len(64)));
+    assert_eq!(cache.len(), len(32), "what was read once goes before it");
+}
+
 /// Makes room for one granule in a cache of `capacity`, and appends one.
 fn roll(cache: &mut ReadCache<Tag>, capacity: ByteCount, granule: u64) {
     while cache.len() >= capacity {

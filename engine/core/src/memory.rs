@@ -100,20 +100,34 @@ impl<P: Platform> Memory<P> {
         self.grow_failed
     }
 
-    /// A chunk of `len` bytes, at the cost of cached chunks. `None`: wait for memory to come back.
-    pub(crate) fn take(&mut self, len: ByteCount, content: Content) -> Option<P::Chunk> {
-        if content == Content::Read {
-            for _ in 0..EVICTIONS_PER_TAKE {
-                if !self.cache.recycle(len, self.arena.capacity()) {
-                    break;
-                }
+    /// A chunk of `len` bytes for what is appended, at the cost of cached chunks. `None`: wait for memory to come back.
+    pub(crate) fn take(&mut self, len: ByteCount) -> Option<P::Chunk> {
+        self.take_evicting(len, Content::Written, ReadCache::evict)
+    }
+
+    /// A chunk of `len` bytes to read into: that of a chunk that was read once, if it can be had; at the cost of others
+    /// while those fill more than their share; of any, if `at_any_cost`. `None`: wait for memory to come back.
+    pub(crate) fn take_for_read(&mut self, len: ByteCount, at_any_cost: bool) -> Option<P::Chunk> {
+        for _ in 0..EVICTIONS_PER_TAKE {
+            if !self.cache.recycle(len, self.arena.capacity()) {
+                break;
             }
         }
+        let evict = if at_any_cost { ReadCache::evict } else { ReadCache::evict_sparing };
+        self.take_evicting(len, Content::Read, evict)
+    }
+
+    fn take_evicting(
+        &mut self,
+        len: ByteCount,
+        content: Content,
+        evict: fn(&mut ReadCache<P::Lease>, ByteCount) -> bool,
+    ) -> Option<P::Chunk> {
         for _ in 0..EVICTIONS_PER_TAKE {
             if let Some(chunk) = self.arena.take(len, content) {
                 return Some(chunk);
             }
-            if !self.cache.evict(self.arena.capacity()) {
+            if !evict(&mut self.cache, self.arena.capacity()) {
                 return None;
             }
         }

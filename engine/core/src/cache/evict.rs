@@ -11,6 +11,9 @@ use crate::types::ByteCount;
 /// Share of the arena that once-read chunks may fill before they are evicted first.
 const PROBATION_SHARE: u64 = 4;
 
+/// Share of the arena that reads leave to the main queue while memory may come back.
+const MAIN_SHARE: u64 = 2;
+
 /// Uses that count after which a chunk read from the disk stays; those of earlier stays and each new read among them.
 const REUSES_MIN: u32 = 2;
 
@@ -31,6 +34,17 @@ impl<L: Lease> ReadCache<L> {
             }
             None => false,
         }
+    }
+
+    /// Gives up the chunk that is worth least for a read from the disk, but no more of the main queue than what exceeds its
+    /// share: what is in use would only make room for peers that ask much and take nothing. `false` if there is no such
+    /// chunk.
+    pub(crate) fn evict_sparing(&mut self, capacity: ByteCount) -> bool {
+        if self.main.len.get() * MAIN_SHARE > capacity.get() {
+            return self.evict(capacity);
+        }
+        let index = self.oldest_of_probation();
+        index.inspect(|index| self.give_up(*index)).is_some()
     }
 
     /// Gives up a once-read chunk if such chunks, with another of `len` bytes, fill more than their window. `false` if not.

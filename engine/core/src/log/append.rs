@@ -15,7 +15,7 @@ use crate::log::{LogConfig, WriteMode};
 use crate::memory::Memory;
 use crate::ops::{DiskOp, Now, Ops, Read};
 use crate::planted::{Bug, is_planted};
-use crate::platform::{CHUNK_LEN_MIN, Chunk, Content, DIRECT_IO_ALIGN, Platform};
+use crate::platform::{CHUNK_LEN_MIN, Chunk, DIRECT_IO_ALIGN, Platform};
 use crate::token::Purpose;
 use crate::types::{ByteCount, Nanos, Offset, Position, Timestamp};
 
@@ -234,7 +234,7 @@ fn take_chunk<P: Platform>(
     let mut wanted = wanted.min(memory.tail_chunk_len_max());
     loop {
         let (position, len) = chunk_range(at, wanted);
-        if let Some(chunk) = memory.take(len, Content::Written) {
+        if let Some(chunk) = memory.take(len) {
             return Ok((position, chunk));
         }
         if len == CHUNK_LEN_MIN {

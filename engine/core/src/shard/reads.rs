@@ -15,14 +15,18 @@ use crate::fetch::transfer::{FetchId, FetchState};
 use crate::log::partition::{Origin, Partition};
 use crate::message::PartitionId;
 use crate::ops::{ConnId, DiskOp, Now, Ops, Read};
-use crate::platform::{CHUNK_LEN_MIN, Chunk, Content, DIRECT_IO_ALIGN, Platform};
+use crate::platform::{CHUNK_LEN_MIN, Chunk, DIRECT_IO_ALIGN, Platform};
 use crate::service::Service;
 use crate::shard::Core;
 use crate::token::Purpose;
-use crate::types::{ByteCount, Position};
+use crate::types::{ByteCount, Nanos, Position};
 
 /// Length of a read where less is wanted than half of a long one, or some of that is in memory.
 const SHORT_READ_LEN: ByteCount = ByteCount::kib(256);
+
+/// Times that a stalled send is waited for before reads evict what is in use: it may have begun just now, and what it gives
+/// back comes some turns later.
+const RECALLS_AWAITED: u64 = 2;
 
 /// How a range comes into memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,11 +61,13 @@ enum Queued {
 pub(super) struct Reads {
     queue: VecDeque<Queued>,
     in_flight_len: ByteCount,
+    /// Since when there has been no memory for them but at the cost of what is in use.
+    short_since: Option<Nanos>,
 }
 
 impl Reads {
     pub(super) fn with_capacity(capacity: usize) -> Self {
-        Self { queue: VecDeque::with_capacity(capacity), in_flight_len: ByteCount::ZERO }
+        Self { queue: VecDeque::with_capacity(capacity), in_flight_len: ByteCount::ZERO, short_since: None }
     }
 
     /// Bytes of memory that the queue takes.
@@ -242,7 +248,7 @@ impl<P: Platform, C> Core<P, C> {
         let visible = partition.visible_end(index);
         let end = position.plus(chunk_len).min(visible.max(position));
         let len = end.align_up(DIRECT_IO_ALIGN).since(position);
-        let Some(chunk) = self.memory.take(chunk_len, Content::Read) else {
+        let Some(chunk) = self.take_for_read(chunk_len, now) else {
             partition.keep_file(index, now);
             return Submitted::NoMemory;
         };
@@ -254,6 +260,18 @@ impl<P: Platform, C> Core<P, C> {
         let (len, cached) = (len.as_usize(), load.cached);
         ops.disk.push(DiskOp::Read(Read { token, file, position, chunk, from: 0, len, cached }));
         Submitted::Yes
+    }
+
+    /// Memory to read into. What peers hold who take nothing comes back when they have been waited for; only then does
+    /// what is in use make room.
+    fn take_for_read(&mut self, len: ByteCount, now: Now) -> Option<P::Chunk> {
+        if let Some(chunk) = self.memory.take_for_read(len, false) {
+            self.reads.short_since = None;
+            return Some(chunk);
+        }
+        let since = *self.reads.short_since.get_or_insert(now.mono);
+        let waited = now.mono >= since.plus_millis(RECALLS_AWAITED * self.limits.recall_ms);
+        waited.then(|| self.memory.take_for_read(len, true)).flatten()
     }
 
     /// Ends the queued reads of a segment whose file could not be opened.
