@@ -35,6 +35,7 @@ bugs! {
     AckWhatIsNotWritten: "An acknowledgement leaves with the commit before its own.",
     AckWithWrongOffset: "An acknowledgement names the offset behind its batch.",
     ForgetBounce: "The last, partly filled block of a commit is not written.",
+    ShowLogStartEarly: "Readers see a new log start before it is on the device.",
     ForgetTheGuard: "The copy that guards the last block is not written.",
     BounceZeros: "The copy of the last block is made before its bytes are.",
     LeakTailChunk: "The memory of a written chunk never comes back.",

@@ -19,7 +19,7 @@ fn name(partition: i32) -> TopicPartition {
 
 fn step(partition: i32, offset: i64) -> Box<Step<PollPlatform>> {
     let log_start_offset = Offset::new(offset);
-    Box::new(Step::DeleteSegments { name: name(partition), log_start_offset, base_offsets: Vec::new() })
+    Box::new(Step::RaiseLogStart { name: name(partition), log_start_offset })
 }
 
 fn wait_for(inbox: &mut Inbox<PollPlatform>, count: usize) -> Vec<Event<PollPlatform>> {
@@ -44,13 +44,13 @@ fn steps_are_ordered_by_partition_and_overlap_otherwise() {
     let (release, blocked) = mpsc::channel::<()>();
     let blocked = Mutex::new(blocked);
     let run: RunStep<PollPlatform> = Box::new(move |step| {
-        if let Step::DeleteSegments { name, log_start_offset, .. } = &step
+        if let Step::RaiseLogStart { name, log_start_offset } = &step
             && name.partition() == 0
             && *log_start_offset == Offset::ZERO
         {
             blocked.lock().unwrap().recv().unwrap();
         }
-        StepOutput::SegmentsDeleted(Ok(()))
+        StepOutput::LogStartRaised(Ok(()))
     });
     let helper = Helper::start(2, run).unwrap();
     let mut inbox = Inbox::new(1).unwrap();
@@ -82,7 +82,7 @@ fn files_and_names_of_a_partition_share_a_key() {
 
 #[test]
 fn slabs_are_numbered_by_shard_and_work_is_finished_before_the_end() {
-    let run: RunStep<PollPlatform> = Box::new(|_| StepOutput::SegmentsDeleted(Ok(())));
+    let run: RunStep<PollPlatform> = Box::new(|_| StepOutput::LogStartRaised(Ok(())));
     let helper = Helper::start(1, run).unwrap();
     let mut inboxes = [Inbox::new(1).unwrap(), Inbox::new(1).unwrap()];
     for inbox in &inboxes {

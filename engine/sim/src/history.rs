@@ -15,8 +15,6 @@ use crate::settings::PartitionSettings;
 /// See the module documentation.
 pub(crate) struct History {
     checker: Checker,
-    /// Where each log starts for good. Answers may name a later start, which a crash takes back.
-    starts: Vec<i64>,
 }
 
 impl History {
@@ -25,7 +23,7 @@ impl History {
             retention: config.retention_len.is_some() || config.retention_ms.is_some(),
             gaps: true,
         });
-        Self { checker: Checker::new(rules), starts: vec![0; partitions.len()] }
+        Self { checker: Checker::new(rules) }
     }
 
     /// Takes an event.
@@ -42,26 +40,14 @@ impl History {
     }
 
     /// A fetch was answered.
-    pub(crate) fn handle_fetched(
-        &mut self,
-        request: u64,
-        partition: usize,
-        outcome: &FetchOutcome,
-        batches: Vec<Stored>,
-    ) {
-        let (log_start, high_watermark) = self.marks(partition, outcome.watermarks);
+    pub(crate) fn handle_fetched(&mut self, request: u64, outcome: &FetchOutcome, batches: Vec<Stored>) {
+        let (log_start, high_watermark) = ends(outcome.watermarks);
         self.push(&Event::Fetched { request, log_start, high_watermark, batches });
     }
 
-    /// The partition was opened.
-    pub(crate) fn handle_opened(&mut self, partition: usize, marks: Watermarks) {
-        self.starts[partition] = marks.log_start_offset.get();
-        self.handle_marks(partition, marks);
-    }
-
-    /// Its marks were asked for and answered.
+    /// The partition's marks were asked for and answered, or told by its opening.
     pub(crate) fn handle_marks(&mut self, partition: usize, marks: Watermarks) {
-        let (log_start, high_watermark) = self.marks(partition, marks);
+        let (log_start, high_watermark) = ends(marks);
         self.push(&Event::Looked { partition, log_start, high_watermark });
     }
 
@@ -73,20 +59,18 @@ impl History {
 
     /// That was confirmed.
     pub(crate) fn handle_trimmed(&mut self, partition: usize, start: i64) {
-        let start = start.max(self.starts[partition]);
-        self.starts[partition] = start;
         self.push(&Event::Trimmed { partition, start });
     }
 
     /// The partition is gone; or may be.
     pub(crate) fn handle_deleted(&mut self, partition: usize, surely: bool) {
-        self.starts[partition] = 0;
         self.push(&if surely { Event::Deleted { partition } } else { Event::MayBeDeleted { partition } });
     }
+}
 
-    fn marks(&self, partition: usize, marks: Watermarks) -> (i64, i64) {
-        (marks.log_start_offset.get().min(self.starts[partition]), marks.high_watermark.get())
-    }
+/// The ends of what readers see.
+fn ends(marks: Watermarks) -> (i64, i64) {
+    (marks.log_start_offset.get(), marks.high_watermark.get())
 }
 
 /// The whole batches of an answer.

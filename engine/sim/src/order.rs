@@ -46,7 +46,9 @@ pub(crate) const fn state_of(step: &Step<SimPlatform>) -> State {
     match step {
         Step::Open { .. } => State::Opening,
         Step::OpenSegment { .. } | Step::OpenGuard { .. } => State::Fetching,
-        Step::DeleteSegments { .. } | Step::DeletePartition { .. } => State::Deleting,
+        Step::RaiseLogStart { .. } | Step::DeleteSegments { .. } | Step::DeletePartition { .. } => {
+            State::Deleting
+        }
         Step::Close { .. } => State::Stopping,
         Step::CreateSegment { .. }
         | Step::PrepareSegment { .. }

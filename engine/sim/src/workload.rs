@@ -316,7 +316,7 @@ impl Workload {
                 if let Some(from) = self.oracles[partition].may_lose().filter(|_| faulty) {
                     self.history.push(&Event::MayHaveLost { partition, from });
                 }
-                self.history.handle_opened(partition, marks);
+                self.history.handle_marks(partition, marks);
                 self.oracles[partition].handle_opened(marks, faulty);
                 self.standing[partition] = Standing::Scanning(marks.log_start_offset.get());
                 self.finish_scan(partition);
@@ -353,7 +353,7 @@ impl Workload {
         match fetched {
             Some((outcome, bytes)) => {
                 let batches = stored(&self.oracles[partition], bytes);
-                self.history.handle_fetched(ticket.0, partition, outcome, batches);
+                self.history.handle_fetched(ticket.0, outcome, batches);
             }
             None => self.history.push(&Event::Unknown { request: ticket.0 }),
         }

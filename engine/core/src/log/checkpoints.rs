@@ -13,6 +13,7 @@ use crate::format::names::{self, TopicPartition};
 use crate::log::files::{put_file, reserve_spare, swap_file};
 use crate::log::log_dir::OpenError;
 use crate::log::root::read_offsets;
+use crate::planted::{Bug, is_planted};
 use crate::types::Offset;
 
 /// The three checkpoints of a log directory.
@@ -42,6 +43,8 @@ pub(super) struct Checkpoints {
     tables: [BTreeMap<TopicPartition, Offset>; 3],
     /// Tables that differ from their files.
     dirty: [bool; 3],
+    /// Tables whose last write failed: their files may hold what the tables do not.
+    uncertain: [bool; 3],
     /// Tables whose spare file may be written; see [`swap_file`].
     spare_is_free: [bool; 3],
 }
@@ -87,12 +90,13 @@ impl Checkpoints {
         }
     }
 
-    /// Takes a partition out of the table, not out of the file; says whether it was there.
+    /// Takes a partition out of the table, not out of the file; says whether it was there, or may be in the file.
     pub(super) fn remove(&mut self, table: Table, tp: &TopicPartition) -> bool {
-        self.tables[table as usize].remove(tp).is_some()
+        self.tables[table as usize].remove(tp).is_some() || self.uncertain[table as usize]
     }
 
-    /// Raises a partition's offset, durably.
+    /// Raises a partition's offset, durably. If that fails the table has the old one, as the next write of the file will:
+    /// nobody is to see what a power cut may take back.
     pub(super) fn raise<D: Disk>(
         &mut self,
         disk: &D,
@@ -106,7 +110,14 @@ impl Checkpoints {
             return Ok(());
         }
         self.set(table, tp, now.unwrap_or(offset).max(offset));
-        self.write(disk, root, table)
+        let written = self.write(disk, root, table);
+        if written.is_err() && !is_planted(Bug::ShowLogStartEarly) {
+            match now {
+                Some(now) => self.set(table, tp, now),
+                None => _ = self.remove(table, tp),
+            }
+        }
+        written
     }
 
     /// Writes a table, also one that seems to be in its file.
@@ -126,9 +137,9 @@ impl Checkpoints {
         }
         let text = checkpoint::write_offsets(self.tables[table as usize].iter().map(|(tp, at)| (tp, *at)));
         let path = root.join(table.file_name());
-        swap_file(disk, &path, text.as_bytes(), &mut self.spare_is_free[table as usize])?;
-        self.dirty[table as usize] = false;
-        Ok(())
+        let written = swap_file(disk, &path, text.as_bytes(), &mut self.spare_is_free[table as usize]);
+        (self.dirty[table as usize], self.uncertain[table as usize]) = (written.is_err(), written.is_err());
+        written
     }
 }
 

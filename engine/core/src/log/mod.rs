@@ -7,6 +7,7 @@ pub mod config;
 mod creation;
 #[cfg(test)]
 mod damage_tests;
+mod deletion;
 mod epochs;
 mod files;
 #[cfg(test)]

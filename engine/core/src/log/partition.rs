@@ -17,6 +17,7 @@ use crate::format::names::TopicId;
 use crate::format::names::TopicPartition;
 use crate::format::side_file::SegmentIdentity;
 use crate::log::LogConfig;
+use crate::log::deletion::Deletion;
 use crate::log::guard::Guard;
 use crate::log::open_files::OpenFiles;
 use crate::log::segment::{Prepared, Segment, SegmentState};
@@ -144,9 +145,8 @@ pub(crate) struct Partition<P: Platform> {
     pub(crate) guard: Option<Guard<P>>,
     /// Fetches that wait for data: slot and generation; stale ones are dropped at the next wake-up.
     pub(crate) parked: Vec<(u32, u32)>,
-    /// The deletions whose steps are under way, in order: who asked, `None` for retention, and the log start
-    /// offset that is durable afterwards.
-    pub(crate) deletions: VecDeque<(Option<Ticket>, Offset)>,
+    /// Deletions that were asked for, in order; the steps of the first are under way.
+    pub(crate) deletions: VecDeque<Deletion>,
     /// Whether the shard's list of partitions with work has it.
     pub(crate) queued: bool,
 }

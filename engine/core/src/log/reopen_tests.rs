@@ -333,8 +333,9 @@ fn read_without_touching(clean: bool, tail: &[u8]) {
     assert!(matches!(missing, StepOutput::Opened(Err(PartitionError::Disk(_)))));
     let name = name();
     let (log_start_offset, base_offsets) = (Offset::new(4), vec![Offset::ZERO]);
-    let deleted =
-        (Step::<StepsOnly>::DeleteSegments { name: name.clone(), log_start_offset, base_offsets }).run(&dir);
+    let raised = (Step::<StepsOnly>::RaiseLogStart { name: name.clone(), log_start_offset }).run(&dir);
+    assert!(matches!(raised, StepOutput::LogStartRaised(Err(_))));
+    let deleted = (Step::<StepsOnly>::DeleteSegments { name: name.clone(), base_offsets }).run(&dir);
     assert!(matches!(deleted, StepOutput::SegmentsDeleted(Err(_))));
     let deleted = (Step::<StepsOnly>::DeletePartition { name }).run(&dir);
     assert!(matches!(deleted, StepOutput::PartitionDeleted(Err(_))));

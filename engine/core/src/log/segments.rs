@@ -231,21 +231,26 @@ fn finish_companions<D: Disk>(log_dir: &LogDir<D>, new: &Companions) -> Result<(
     disk.sync_dir(&dir)
 }
 
-/// Makes the log start offset durable, then unlinks the segments below it.
-pub(crate) fn delete_segments<D: Disk>(
+/// Makes the log start offset durable.
+pub(crate) fn raise_log_start<D: Disk>(
     log_dir: &LogDir<D>,
     name: &TopicPartition,
     log_start_offset: Offset,
+) -> Result<(), DiskError> {
+    if is_planted(Bug::ForgetLogStart) { Ok(()) } else { log_dir.raise_log_start(name, log_start_offset) }
+}
+
+/// Unlinks segments below the log start offset, which is durable.
+pub(crate) fn delete_segments<D: Disk>(
+    log_dir: &LogDir<D>,
+    name: &TopicPartition,
     base_offsets: &[Offset],
 ) -> Result<(), DiskError> {
     let dir = log_dir.partition_dir(name);
-    if !is_planted(Bug::ForgetLogStart) {
-        log_dir.raise_log_start(name, log_start_offset)?;
-    }
     for base_offset in base_offsets {
         unlink_segment(log_dir.disk(), &dir, *base_offset)?;
     }
-    if base_offsets.is_empty() { Ok(()) } else { log_dir.disk().sync_dir(&dir) }
+    log_dir.disk().sync_dir(&dir)
 }
 
 /// Removes a partition: its directory first gets a name that no start takes for a partition.

@@ -214,20 +214,27 @@ fn the_log_start_offset_is_durable_before_a_segment_is_unlinked() {
     disk.put(segment(8, "log"), &batches(8, 9, 50));
     let dir = log_dir(&disk);
     let _opened = try_open(&dir, &config()).unwrap();
-    let delete = |start: i64, bases: &[i64]| {
-        let base_offsets = bases.iter().copied().map(Offset::new).collect();
+    let raise = |start: i64| {
         let log_start_offset = Offset::new(start);
-        match (Step::<StepsOnly>::DeleteSegments { name: name(), log_start_offset, base_offsets }).run(&dir) {
+        match (Step::<StepsOnly>::RaiseLogStart { name: name(), log_start_offset }).run(&dir) {
+            StepOutput::LogStartRaised(result) => result,
+            _ => unreachable!("a step answers in kind"),
+        }
+    };
+    let delete = |bases: &[i64]| {
+        let base_offsets = bases.iter().copied().map(Offset::new).collect();
+        match (Step::<StepsOnly>::DeleteSegments { name: name(), base_offsets }).run(&dir) {
             StepOutput::SegmentsDeleted(result) => result,
             _ => unreachable!("a step answers in kind"),
         }
     };
     disk.fail("sync", "log-start", Errno::IO);
-    assert!(delete(9, &[0, 4]).is_err());
-    assert!(disk.get(segment(0, "log")).is_some(), "nothing is unlinked without the checkpoint");
+    assert!(raise(9).is_err());
+    assert_eq!(dir.log_start_offset(&name()), None, "an opening is not told of what may not last");
     disk.heal();
     disk.take_trace();
-    delete(9, &[0, 4]).unwrap();
+    raise(9).unwrap();
+    delete(&[0, 4]).unwrap();
     let trace = disk.take_trace();
     let renamed =
         trace.iter().position(|entry| entry == "exchange /data/log-start-offset-checkpoint.tmp").unwrap();
@@ -240,7 +247,7 @@ fn the_log_start_offset_is_durable_before_a_segment_is_unlinked() {
     };
     assert_eq!((left(0), left(4), left(8)), (0, 0, 4));
     assert_eq!(disk.get("/data/log-start-offset-checkpoint").unwrap(), b"0\n1\nt 0 9\n");
-    delete(8, &[]).unwrap();
+    raise(8).unwrap();
     assert_eq!(disk.get("/data/log-start-offset-checkpoint").unwrap(), b"0\n1\nt 0 9\n", "never back");
 }
 

@@ -93,13 +93,18 @@ pub enum Step<P: Platform> {
         /// What its companions still lack.
         companions: Companions,
     },
-    /// Make a log start offset durable, then unlink the segments below it; see [`StepOutput::SegmentsDeleted`].
-    DeleteSegments {
+    /// Make a log start offset durable; see [`StepOutput::LogStartRaised`].
+    RaiseLogStart {
         /// Which partition.
         name: TopicPartition,
         /// The new log start offset.
         log_start_offset: Offset,
-        /// Base offsets of the segments to unlink; may be empty.
+    },
+    /// Unlink segments below the log start offset, which is durable; see [`StepOutput::SegmentsDeleted`].
+    DeleteSegments {
+        /// Which partition.
+        name: TopicPartition,
+        /// Base offsets of the segments.
         base_offsets: Vec<Offset>,
     },
     /// Close a partition cleanly: as `Seal` for the active segment, then record that nothing needs recovery; see
@@ -178,6 +183,8 @@ pub enum StepOutput<P: Platform> {
     CompanionsWritten(Result<(), DiskError>),
     /// From [`Step::Seal`].
     Sealed(Result<(), DiskError>),
+    /// From [`Step::RaiseLogStart`].
+    LogStartRaised(Result<(), DiskError>),
     /// From [`Step::DeleteSegments`].
     SegmentsDeleted(Result<(), DiskError>),
     /// From [`Step::Close`].
@@ -285,6 +292,7 @@ impl<P: Platform> Step<P> {
             | Step::PrepareSegment { name, .. }
             | Step::OpenSegment { name, .. }
             | Step::OpenGuard { name }
+            | Step::RaiseLogStart { name, .. }
             | Step::DeleteSegments { name, .. }
             | Step::Close { name, .. }
             | Step::DeletePartition { name } => Some(name),
@@ -319,6 +327,7 @@ impl<P: Platform> Step<P> {
             Step::Extend { .. } => StepOutput::Extended(Err(refused())),
             Step::WriteCompanions(_) => StepOutput::CompanionsWritten(Err(refused())),
             Step::Seal { .. } => StepOutput::Sealed(Err(refused())),
+            Step::RaiseLogStart { .. } => StepOutput::LogStartRaised(Err(refused())),
             Step::DeleteSegments { .. } => StepOutput::SegmentsDeleted(Err(refused())),
             Step::Close { .. } => StepOutput::Closed(Err(refused())),
             Step::DeletePartition { .. } => StepOutput::PartitionDeleted(Err(refused())),
@@ -359,9 +368,11 @@ impl<P: Platform> Step<P> {
             Step::Seal { file, end, next_offset, companions } => {
                 StepOutput::Sealed(segments::seal(log_dir, &file, end, next_offset, &companions))
             }
-            Step::DeleteSegments { name, log_start_offset, base_offsets } => {
-                let deleted = segments::delete_segments(log_dir, &name, log_start_offset, &base_offsets);
-                StepOutput::SegmentsDeleted(deleted)
+            Step::RaiseLogStart { name, log_start_offset } => {
+                StepOutput::LogStartRaised(segments::raise_log_start(log_dir, &name, log_start_offset))
+            }
+            Step::DeleteSegments { name, base_offsets } => {
+                StepOutput::SegmentsDeleted(segments::delete_segments(log_dir, &name, &base_offsets))
             }
             Step::Close { name, config, active, prepared, log_end_offset, log_start_offset } => {
                 let removed = if prepared { prepare::remove_prepared(log_dir, &name) } else { Ok(()) };

@@ -1,5 +1,5 @@
 //! Everything about a partition's files that is neither a commit nor a reservation: making, sealing, companions,
-//! retention, closing. Decides when a step is due and takes in what it brought; the steps themselves
+//! closing. Decides when a step is due and takes in what it brought; the steps themselves
 //! run elsewhere.
 
 use crate::cache::SegmentUid;
@@ -12,13 +12,11 @@ use crate::log::partition::{AckOutcome, Partition, PartitionState};
 use crate::log::reserve::first_extent;
 use crate::log::segment::{Prepared, Segment, SegmentFile, SegmentState};
 use crate::log::step::{Companions, LastSegment, Step};
-use crate::memory::Memory;
-use crate::message::Ticket;
 use crate::ops::{Now, Ops};
 use crate::planted::{Bug, is_planted};
 use crate::platform::Platform;
 use crate::token::{Purpose, StepKind};
-use crate::types::{ByteCount, Offset, Position, Timestamp};
+use crate::types::{ByteCount, Position};
 
 /// Companions are written when so many durable bytes are not covered by them yet.
 const COMPANIONS_INTERVAL: ByteCount = ByteCount::mib(8);
@@ -61,6 +59,12 @@ impl<P: Platform> Partition<P> {
     fn push_create(&mut self, index: usize, now: Now, ops: &mut Ops<P>) {
         if matches!(self.prepared, Prepared::Requested) {
             return; // the file that is being made is this segment's
+        }
+        // In order: where those before are deleted, the log begins with the first file there is.
+        let before = index.checked_sub(1).map(|before| &self.segments[before]);
+        let has_file = |s: &Segment<P>| !matches!(s.file, SegmentFile::Closed | SegmentFile::Requested(_));
+        if before.is_some_and(|s| s.state != SegmentState::Sealed && !has_file(s)) {
+            return;
         }
         let slot = self.open_files.take();
         let segment = &mut self.segments[index];
@@ -238,93 +242,6 @@ impl<P: Platform> Partition<P> {
                 self.fail(PartitionFailure::Disk(error), outcomes);
             }
         }
-    }
-
-    /// Deletes what retention no longer keeps: whole segments from the oldest on, never beyond the high
-    /// watermark. Says whether the log has rolled for it, so that there is a segment to seal.
-    pub(crate) fn push_retention(&mut self, memory: &mut Memory<P>, now: Now, ops: &mut Ops<P>) -> bool {
-        if !matches!(self.state, PartitionState::Live) {
-            return false;
-        }
-        let doomed = self.expired(now.wall);
-        let rolls = doomed == self.segments.len() && self.active().end > Position::ZERO;
-        if rolls {
-            self.roll(memory, now.wall);
-        }
-        let doomed = doomed.min(self.segments.len() - 1);
-        if doomed > 0 {
-            let start = self.segments[doomed].base_offset;
-            self.delete_below(memory, start, None, ops);
-        }
-        rolls
-    }
-
-    /// How many segments, from the oldest on, retention by time or by size gives up.
-    fn expired(&self, now: Timestamp) -> usize {
-        let total: u64 = self.segments.iter().map(|segment| segment.end.get()).sum();
-        let mut excess = self.config.retention_len.map_or(0, |keep| total.saturating_sub(keep.get()));
-        let mut count = 0;
-        for segment in &self.segments {
-            let settled = segment.next_offset <= self.durable.offset
-                && matches!(segment.state, SegmentState::Sealed | SegmentState::Active)
-                && segment.end > Position::ZERO;
-            let age = i128::from(now.get()) - i128::from(segment.retention_timestamp().get());
-            let old = self.config.retention_ms.is_some_and(|keep| age > i128::from(keep));
-            let surplus = segment.state == SegmentState::Sealed && segment.end.get() <= excess && excess > 0;
-            if !settled || !(old || surplus) {
-                break;
-            }
-            excess = excess.saturating_sub(segment.end.get());
-            count += 1;
-        }
-        count
-    }
-
-    /// Raises the log start offset and unlinks the sealed segments that lie wholly below it. Readers lose
-    /// sight of them at once; transfers under way keep their descriptors.
-    fn delete_below(
-        &mut self,
-        memory: &mut Memory<P>,
-        offset: Offset,
-        ticket: Option<Ticket>,
-        ops: &mut Ops<P>,
-    ) {
-        self.log_start_offset = self.log_start_offset.max(offset);
-        self.deletions.push_back((ticket, self.log_start_offset));
-        let mut base_offsets = Vec::new();
-        while self.segments.len() > 1
-            && self.segments[usize::from(!is_planted(Bug::DeleteOneSegmentTooMany))].base_offset
-                <= self.log_start_offset
-        {
-            if self.segments[0].state != SegmentState::Sealed {
-                break;
-            }
-            if let Some(segment) = self.segments.pop_front() {
-                memory.cache.remove_segment(segment.uid, segment.end);
-                base_offsets.push(segment.base_offset);
-            }
-        }
-        let name = self.name.clone();
-        let step = Step::DeleteSegments { name, log_start_offset: self.log_start_offset, base_offsets };
-        self.push_step(StepKind::DeleteSegments, None, step, ops);
-    }
-
-    /// Kafka's DeleteRecords: everything below `before` may go. -1 means the high watermark.
-    pub(crate) fn delete_records(
-        &mut self,
-        memory: &mut Memory<P>,
-        before: Offset,
-        ticket: Ticket,
-        ops: &mut Ops<P>,
-    ) -> Result<(), PartitionError> {
-        self.check_writable()?;
-        let high_watermark = self.durable.offset;
-        let before = if before == Offset::new(-1) { high_watermark } else { before };
-        if before < Offset::ZERO || (before > high_watermark && !is_planted(Bug::TrimBeyondHighWatermark)) {
-            return Err(PartitionError::OffsetOutOfRange { offset: before, high_watermark });
-        }
-        self.delete_below(memory, before, Some(ticket), ops);
-        Ok(())
     }
 }
 

@@ -49,7 +49,7 @@ impl<P: Platform, C> Core<P, C> {
             }
             Request::DeleteRecords { partition: id, before } => {
                 let result = match self.partitions.get_mut(id) {
-                    Some(partition) => partition.delete_records(&mut self.memory, before, ticket, ops),
+                    Some(partition) => partition.delete_records(before, ticket, ops),
                     None => Err(PartitionError::Unknown),
                 };
                 if let Err(error) = result {
@@ -158,7 +158,8 @@ impl<P: Platform, C> Core<P, C> {
             }
             StepOutput::CompanionsWritten(result) => partition.handle_companions(uid, result),
             StepOutput::Sealed(result) => partition.handle_sealed(uid, now, result, outcomes),
-            StepOutput::SegmentsDeleted(result) => handle_deleted(&mut partition, result, ops),
+            StepOutput::LogStartRaised(result) => partition.handle_log_start(&mut self.memory, result, ops),
+            StepOutput::SegmentsDeleted(result) => partition.end_deletion(result, ops),
             StepOutput::Scrubbed(result) => self.handle_scrubbed(now, result),
             StepOutput::Closed(result) => {
                 debug_assert_eq!(kind, StepKind::Close);
@@ -377,18 +378,5 @@ impl<P: Platform, C> Core<P, C> {
                 partition.detach_tail(&mut self.memory);
             }
         }
-    }
-}
-
-fn handle_deleted<P: Platform>(
-    partition: &mut Partition<P>,
-    result: Result<(), crate::disk::DiskError>,
-    ops: &mut Ops<P>,
-) {
-    let Some((ticket, log_start_offset)) = partition.deletions.pop_front() else { return };
-    // A later deletion may have raised the start further, but that is not durable yet.
-    let reply = result.map(|()| log_start_offset).map_err(PartitionError::Disk);
-    if let Some(ticket) = ticket {
-        ops.replies.push((ticket, Reply::RecordsDeleted(reply)));
     }
 }

@@ -52,6 +52,7 @@ const CATCHERS: &[(Bug, Catcher)] = &[
     ),
     (Bug::ForgetBounce, Seed(0, &[Says("a write of")])),
     (Bug::ForgetTheGuard, Seed(29, &[History(LostWrite), Says("a partition cannot be opened")])),
+    (Bug::ShowLogStartEarly, Seed(122, &[History(LogStartRegress)])),
     (Bug::BounceZeros, Seed(0, &[Says("a partition cannot be opened"), History(LostWrite)])),
     (Bug::LeakTailChunk, Seed(0, &[Says("have not come home"), Says("no progress")])),
     (Bug::CacheBeforeValid, Seed(29, &[History(Garbage), Says("is answered with: corrupt data")])),
