@@ -51,9 +51,13 @@ impl Bench {
         let shard = Shard::new(ShardLimits::small(), SimArena::default(), SimService::of(1));
         let (ops, writes, syncs, acks) = (Ops::with_capacity(64), Vec::new(), Vec::new(), Vec::new());
         let mut bench = Self { shard, log_dir, ops, now, writes, syncs, acks, refused: Vec::new() };
-        let name = "a-0".parse().expect("a partition's name");
-        bench.handle(Event::Request(Ticket(0), Request::Open { partition: PARTITION, name, config }));
+        bench.open(PARTITION, "a-0", config);
         bench
+    }
+
+    fn open(&mut self, partition: PartitionId, name: &str, config: LogConfig) {
+        let name = name.parse().expect("a partition's name");
+        self.handle(Event::Request(Ticket(0), Request::Open { partition, name, config }));
     }
 
     /// An event, and all that follows from it but for the ends of writes and syncs.
@@ -104,11 +108,15 @@ impl Bench {
 
     /// Appends a batch of one record; returns its length.
     fn append(&mut self, value_len: usize) -> u64 {
+        self.append_to(PARTITION, value_len)
+    }
+
+    fn append_to(&mut self, partition: PartitionId, value_len: usize) -> u64 {
         let mut batch = BatchBuilder::new();
         batch.record(self.now.wall, None, Some(&vec![7; value_len]));
         let batches = Bytes::from(batch.build());
         let len = batches.len() as u64;
-        self.handle(Event::Request(Ticket(1), Request::Append { partition: PARTITION, batches }));
+        self.handle(Event::Request(Ticket(1), Request::Append { partition, batches }));
         len
     }
 
@@ -245,6 +253,22 @@ fn a_failed_write_is_not_tried_again() {
         matches!(error, AppendError::Failed(PartitionFailure::Write { errno: Errno::IO, .. }))
     };
     assert!(bench.refused.iter().all(failed), "{:?}", bench.refused);
+}
+
+/// What will never be written is not kept in memory: a neighbour has it.
+#[test]
+fn what_failed_keeps_no_memory() {
+    const OTHER: PartitionId = PartitionId(1);
+    let mut bench = Bench::start(config());
+    bench.open(OTHER, "a-1", config());
+    // One append is being written, the others wait; together they fill three quarters of the arena.
+    (0..15).for_each(|_| _ = bench.append(200 << 10));
+    bench.end_write_with(Err(Errno::IO));
+    (0..15).for_each(|_| _ = bench.append_to(OTHER, 200 << 10));
+    bench.wait(FULL_RETRY_NS);
+    let (_, len) = bench.write();
+    bench.end_write();
+    assert_eq!(bench.write().1, 14 * len, "all that waits is in memory, and one commit");
 }
 
 /// Past the page cache the last block is written from a padded copy, unless a batch ends with it: then there is nothing to

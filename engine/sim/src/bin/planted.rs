@@ -23,7 +23,7 @@ const SEEDS_MAX: u64 = 4_000;
 enum Catcher {
     /// This seed of the simulator, by one of these checks.
     Seed(u64, &'static [Check]),
-    /// This test of the engine's two crates. What the simulator sees too seldom, or not at all.
+    /// This test of the engine's crates or of the simulator. What whole lives show too seldom, or not at all.
     Test(&'static str),
 }
 
@@ -82,7 +82,7 @@ const CATCHERS: &[(Bug, Catcher)] = &[
         Test("log::recovery::tests::recovery_believes_the_device_and_not_the_page_cache"),
     ),
     (Bug::ReadAfterFailedSync, Seed(28_253, &[History(Garbage)])),
-    (Bug::KeepTailOfFailed, Seed(34_574, &[Says("no progress")])),
+    (Bug::KeepTailOfFailed, Test("commit_tests::what_failed_keeps_no_memory")),
     (Bug::SealBeforeCommit, Seed(2, &[Says("no progress"), Says("are written twice at a time")])),
     (Bug::ReadPastLease, Seed(0, &[Says("no more comes than was planned"), Says("an outcome of")])),
     (Bug::KeepProducersEpoch, Seed(0, &[Says("was appended in epoch")])),
@@ -235,15 +235,18 @@ fn passes(test: &'static str) -> Result<(), Verdict> {
 fn run(test: &str, bug: Option<Bug>) -> String {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let mut command = Command::new(cargo);
-    command.args(["test", "--quiet", "--lib", "-p", "rohrpost-engine-core", "-p", "rohrpost-engine-linux"]);
     command.args([
+        "test",
+        "--quiet",
+        "--lib",
+        "--no-fail-fast",
         "--features",
         "rohrpost-engine-core/planted-bugs",
-        "--no-fail-fast",
-        "--",
-        "--exact",
-        test,
     ]);
+    for package in ["rohrpost-engine-core", "rohrpost-engine-linux", "rohrpost-engine-sim"] {
+        command.args(["-p", package]);
+    }
+    command.args(["--", "--exact", test]);
     if let Some(bug) = bug {
         command.env(VARIABLE, format!("{bug:?}"));
     }
